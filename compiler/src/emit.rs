@@ -136,6 +136,9 @@ pub(crate) fn recipe(of: &Recipe) -> recipe::Recipe {
         Recipe::Concat(parts) => recipe::Recipe::Concat(parts.iter().map(recipe).collect()),
         Recipe::Cast(to, of) => recipe::Recipe::Cast(dtype(*to), boxed(of)),
         Recipe::Pack { n, k, of } => recipe::Recipe::Pack { n: int(*n), k: int(*k), of: boxed(of) },
+        Recipe::Blocks { k, matrices, of } => {
+            recipe::Recipe::Blocks { k: int(*k), matrices: int(*matrices), of: boxed(of) }
+        }
         Recipe::RopeTable { rope, positions } => recipe::Recipe::RopeTable {
             inv_freq: rope.inv_freq(*positions),
             factor: rope.attention_factor(),

@@ -9,7 +9,7 @@ use rvllm_ir::{
     DType, Dim, Expr, Sym, TensorType,
     graph::Input,
     recipe::Recipe,
-    tile::{Kernel, MemLayout},
+    tile::{BLOCK_ROWS, Kernel, MemLayout},
 };
 use std::fmt;
 
@@ -155,6 +155,10 @@ pub fn stored_shape(dims: &[usize], layout: MemLayout) -> Vec<usize> {
     match (layout, dims) {
         (MemLayout::Panel { n, k }, [outer @ .., rows, cols]) => {
             outer.iter().copied().chain([rows.div_ceil(n), cols.div_ceil(k), n, k]).collect()
+        }
+        (MemLayout::Blocks { k }, [.., _, cols]) => {
+            let blocks = layout.len(dims) / (cols.next_multiple_of(k) * BLOCK_ROWS);
+            vec![blocks, cols.div_ceil(k), BLOCK_ROWS, k]
         }
         _ => dims.to_vec(),
     }

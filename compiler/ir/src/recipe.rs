@@ -27,6 +27,15 @@ pub enum Recipe {
         /// The `[N, K]` tensor to pack.
         of: Box<Recipe>,
     },
+    /// `[matrices * N, K]` into blocks that the matrices share: see [`crate::tile::MemLayout::Blocks`].
+    Blocks {
+        /// Columns of a block.
+        k: usize,
+        /// Matrices that lie one after the other in what is laid out.
+        matrices: usize,
+        /// The matrices.
+        of: Box<Recipe>,
+    },
     /// `[positions, 2, dim/2]f32`: cosines, then sines, of every position below `positions`.
     RopeTable {
         /// Frequencies and scaling.
@@ -47,7 +56,7 @@ impl Recipe {
         match self {
             Recipe::Tensor(name) => vec![name],
             Recipe::Concat(parts) => parts.iter().flat_map(Recipe::sources).collect(),
-            Recipe::Cast(_, of) | Recipe::Pack { of, .. } => of.sources(),
+            Recipe::Cast(_, of) | Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => of.sources(),
             Recipe::RopeTable { .. } => vec![],
         }
     }
@@ -63,8 +72,9 @@ impl Recipe {
             Token::Ident("concat") => Recipe::read_concat(c),
             Token::Ident("cast") => Recipe::read_cast(c),
             Token::Ident("pack") => Recipe::read_pack(c),
+            Token::Ident("blocks") => Recipe::read_blocks(c),
             Token::Ident("rope_table") => Recipe::read_rope_table(c),
-            _ => Err(c.expected("a recipe (a checkpoint key, concat, cast, pack or rope_table)")),
+            _ => Err(c.expected("a recipe (a checkpoint key, concat, cast, pack, blocks or rope_table)")),
         }
     }
 
@@ -90,6 +100,16 @@ impl Recipe {
         let k = c.number("the adjacent k values of a panel")?;
         c.expect(']')?;
         Ok(Recipe::Pack { n, k, of: Recipe::read_inner(c)? })
+    }
+
+    fn read_blocks(c: &mut Cursor<'_>) -> Read<Recipe> {
+        c.bump();
+        c.expect('[')?;
+        let k = c.number("the columns of a block")?;
+        c.expect(',')?;
+        let matrices = c.number("the matrices that share blocks")?;
+        c.expect(']')?;
+        Ok(Recipe::Blocks { k, matrices, of: Recipe::read_inner(c)? })
     }
 
     fn read_inner(c: &mut Cursor<'_>) -> Read<Box<Recipe>> {
@@ -122,6 +142,7 @@ impl fmt::Display for Recipe {
             }
             Recipe::Cast(dtype, of) => write!(f, "cast[{dtype}]({of})"),
             Recipe::Pack { n, k, of } => write!(f, "pack[{n}, {k}]({of})"),
+            Recipe::Blocks { k, matrices, of } => write!(f, "blocks[{k}, {matrices}]({of})"),
             Recipe::RopeTable { rope, positions } => write!(f, "rope_table[{positions}]({rope})"),
         }
     }
@@ -136,6 +157,7 @@ mod tests {
         for text in [
             r#""model.embed_tokens.weight""#,
             r#"pack[32, 2](concat(cast[bf16]("q.weight"), "k.\"odd\".weight"))"#,
+            r#"blocks[64, 2](concat("gate.weight", "up.weight"))"#,
             "rope_table[4096](dim = 64, theta = 10000.0)",
             "rope_table[128](dim = 64, theta = 500000.0, linear, factor = 4.0)",
         ] {

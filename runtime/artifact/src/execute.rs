@@ -5,7 +5,7 @@
 //! rotary table. Casts are moved to the tensors they reach, so that a packed row is made in one pass.
 
 use crate::{
-    convert,
+    block, convert,
     error::{Error, Result},
     panel,
     plan::DType,
@@ -91,6 +91,10 @@ enum Node<'a> {
         k: u64,
         of: Box<Rows<'a>>,
     },
+    Blocks {
+        matrices: u64,
+        of: Box<Rows<'a>>,
+    },
 }
 
 impl<'a> Rows<'a> {
@@ -113,6 +117,9 @@ impl<'a> Rows<'a> {
                 Rows::concat(parts.collect::<Result<_>>()?)
             }
             Recipe::Pack { n, k, of } => Rows::pack(u64::from(*n), u64::from(*k), Rows::through(of, source, casts)?),
+            Recipe::Blocks { k, matrices, of } => {
+                Rows::blocks(u64::from(*k), u64::from(*matrices), Rows::through(of, source, casts)?)
+            }
             Recipe::RopeTable { inv_freq, factor, positions } => {
                 let shape = vec![u64::from(*positions), 2, inv_freq.len() as u64];
                 let dtype = cast_type(DType::F32, &casts)?;
@@ -149,6 +156,21 @@ impl<'a> Rows<'a> {
         }
         let ty = TensorType { dtype: of.ty.dtype, shape: vec![rows.div_ceil(n), columns.div_ceil(k), n, k] };
         Rows::new(ty, Node::Pack { n, k, of: Box::new(of) })
+    }
+
+    fn blocks(k: u64, matrices: u64, of: Rows<'a>) -> Result<Rows<'a>> {
+        let refused = |expected: &str| Error::Recipe(format!("blocks of {}, expected {expected}", of.ty));
+        let [rows, columns] = of.ty.shape[..] else { return Err(refused("two dimensions")) };
+        if of.ty.dtype == DType::I4 {
+            return Err(refused("whole bytes"));
+        }
+        if rows % matrices != 0 {
+            return Err(refused(&format!("{matrices} matrices of as many rows")));
+        }
+        let stored = (rows / matrices).div_ceil(block::GROUP as u64).checked_mul(block::GROUP as u64 * matrices);
+        let blocks = stored.ok_or_else(|| too_large(&of.ty))?.div_ceil(block::ROWS as u64);
+        let ty = TensorType { dtype: of.ty.dtype, shape: vec![blocks, columns.div_ceil(k), block::ROWS as u64, k] };
+        Rows::new(ty, Node::Blocks { matrices, of: Box::new(of) })
     }
 
     fn new(ty: TensorType, node: Node<'a>) -> Result<Rows<'a>> {
@@ -211,7 +233,29 @@ impl<'a> Rows<'a> {
             }
             Node::Concat(parts) => fill_concat(parts, rows, out),
             Node::Pack { n, k, of } => self.fill_panels(*n, *k, of, rows, out),
+            Node::Blocks { matrices, of } => self.fill_blocks(*matrices, of, rows, out),
         }
+    }
+
+    /// Row `i` of a result of blocks is a block row: 64 stored rows over all columns.
+    fn fill_blocks(&self, matrices: u64, of: &Rows<'_>, blocks: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let line = (self.ty.shape[3] * self.ty.dtype.bits() / 8) as usize;
+        let each = of.len() / matrices;
+        let mut buffer = vec![0; block::GROUP * of.row_bytes as usize];
+        for (number, out) in blocks.zip(out.chunks_exact_mut(self.row_bytes as usize)) {
+            out.fill(0);
+            for group in 0..block::ROWS / block::GROUP {
+                let stored = number * (block::ROWS / block::GROUP) as u64 + group as u64;
+                let (matrix, first) = (stored % matrices, stored / matrices * block::GROUP as u64);
+                let rows = each.saturating_sub(first).min(block::GROUP as u64);
+                let dense = &mut buffer[..(rows * of.row_bytes) as usize];
+                if !dense.is_empty() {
+                    of.fill(matrix * each + first, dense)?;
+                    block::place(dense, of.row_bytes as usize, group, line, out);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn fill_panels(&self, n: u64, k: u64, of: &Rows<'_>, panels: Range<u64>, out: &mut [u8]) -> Result<()> {

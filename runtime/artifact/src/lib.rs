@@ -27,6 +27,7 @@
 //! - the same inputs give the same bytes.
 
 pub mod amount;
+mod block;
 mod check;
 pub mod checkpoint;
 mod convert;

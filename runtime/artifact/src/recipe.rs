@@ -23,6 +23,16 @@ pub enum Recipe {
         /// The tensor to pack.
         of: Box<Recipe>,
     },
+    /// `[matrices * N, K]` into `[ceil(matrices * ceil8(N) / 64)][ceil(K/k)][64][k]`, zero padded: eight rows of each
+    /// matrix in turn, and in row `r` of a block the eighth `p` of its columns at `p ^ (r % 8)`.
+    Blocks {
+        /// Columns of a block.
+        k: u32,
+        /// Matrices that lie one after the other in the tensor.
+        matrices: u32,
+        /// The tensor to lay out.
+        of: Box<Recipe>,
+    },
     /// `[positions, 2, dim/2]f32`: cosines, then sines, of `position * inv_freq`, times `factor`.
     RopeTable {
         /// Inverse frequencies, `dim/2` of them.
@@ -38,6 +48,10 @@ pub enum Recipe {
 const MAX_DEPTH: usize = 16;
 /// Largest panel: rows, and adjacent k values.
 const MAX_PANEL: u32 = 4096;
+/// Pieces of a block's row that are permuted, and rows of one matrix next to each other.
+pub(crate) const BLOCK_PIECES: u32 = 8;
+/// Most matrices that share blocks.
+const MAX_MATRICES: u32 = 64;
 
 impl Recipe {
     /// What is wrong with it whatever the tensors: nesting, panel sizes, frequencies.
@@ -59,6 +73,14 @@ impl Recipe {
                 }
                 of.check_below(below)
             }
+            Recipe::Blocks { k, matrices, of } => {
+                let sane = k.is_multiple_of(BLOCK_PIECES) && (1..=MAX_PANEL).contains(k);
+                if !sane || !(1..=MAX_MATRICES).contains(matrices) {
+                    let columns = format!("a multiple of {BLOCK_PIECES} to {MAX_PANEL} columns");
+                    return Err(format!("blocks[{k}, {matrices}], expected {columns} of 1 to {MAX_MATRICES} matrices"));
+                }
+                of.check_below(below)
+            }
             Recipe::RopeTable { inv_freq, factor, .. } => {
                 let finite = factor.is_finite() && inv_freq.iter().all(|f| f.is_finite());
                 if finite { Ok(()) } else { Err("rope table with a frequency or factor that is not finite".into()) }
@@ -71,7 +93,7 @@ impl Recipe {
         match self {
             Recipe::Tensor(name) => vec![name],
             Recipe::Concat(parts) => parts.iter().flat_map(Recipe::sources).collect(),
-            Recipe::Cast(_, of) | Recipe::Pack { of, .. } => of.sources(),
+            Recipe::Cast(_, of) | Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => of.sources(),
             Recipe::RopeTable { .. } => vec![],
         }
     }

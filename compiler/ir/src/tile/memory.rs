@@ -3,7 +3,7 @@
 //! [`TensorData`] holds logical elements in row-major order, whatever the [`MemLayout`]; [`pack`] and [`unpack`] go to
 //! and from the bytes that compiled kernels see (little-endian).
 
-use super::MemLayout;
+use super::{BLOCK_GROUP, BLOCK_ROWS, MemLayout};
 use crate::{
     expr::Sym,
     types::{DType, TensorType},
@@ -49,8 +49,8 @@ pub enum LayoutError {
         /// What was given.
         found: usize,
     },
-    /// The caller's fault: panels of a tensor of rank 0 or 1.
-    #[error("panels need two dimensions, but the shape is {dims:?}")]
+    /// The caller's fault: panels or blocks of a tensor of rank 0 or 1.
+    #[error("panels and blocks need two dimensions, but the shape is {dims:?}")]
     Rank {
         /// The shape.
         dims: Vec<usize>,
@@ -109,6 +109,10 @@ impl MemLayout {
             (MemLayout::Panel { n, k }, [outer @ .., rows, cols]) => {
                 outer.iter().product::<usize>() * rows.next_multiple_of(n) * cols.next_multiple_of(k)
             }
+            (MemLayout::Blocks { k }, [outer @ .., rows, cols]) => {
+                let rows = outer.iter().product::<usize>() * rows.next_multiple_of(BLOCK_GROUP);
+                rows.next_multiple_of(BLOCK_ROWS) * cols.next_multiple_of(k)
+            }
             _ => dims.iter().product(),
         }
     }
@@ -124,6 +128,14 @@ impl MemLayout {
                 let (panels, groups) = (rows.div_ceil(n), cols.div_ceil(k));
                 let panel = dense(outer, at) * panels + r / n;
                 ((panel * groups + c / k) * n + r % n) * k + c % k
+            }
+            (MemLayout::Blocks { k }, [outer @ .., _, cols], [at @ .., r, c]) => {
+                let matrices = outer.iter().product::<usize>();
+                let row = (r / BLOCK_GROUP * matrices + dense(outer, at)) * BLOCK_GROUP + r % BLOCK_GROUP;
+                let block = row / BLOCK_ROWS * cols.div_ceil(k) + c / k;
+                let (piece, row) = ((k / BLOCK_GROUP).max(1), row % BLOCK_ROWS);
+                let swizzled = (c % k / piece) ^ (row % BLOCK_GROUP);
+                (block * BLOCK_ROWS + row) * k + swizzled * piece + c % piece
             }
             _ => dense(dims, index),
         }
@@ -142,7 +154,9 @@ pub(super) fn index_of(dims: &[usize], mut i: usize) -> Vec<usize> {
 
 fn check_rank(layout: MemLayout, dims: &[usize]) -> Result<(), LayoutError> {
     match layout {
-        MemLayout::Panel { .. } if dims.len() < 2 => Err(LayoutError::Rank { dims: dims.to_vec() }),
+        MemLayout::Panel { .. } | MemLayout::Blocks { .. } if dims.len() < 2 => {
+            Err(LayoutError::Rank { dims: dims.to_vec() })
+        }
         _ => Ok(()),
     }
 }
@@ -197,6 +211,8 @@ pub fn unpack(bytes: &[u8], dims: &[usize], dtype: DType, layout: MemLayout) -> 
 mod tests {
     use super::*;
 
+    const BLOCKS: MemLayout = MemLayout::Blocks { k: 64 };
+
     fn iota(dims: &[usize]) -> TensorData {
         TensorData::f32(dims, (0..dims.iter().product()).map(|i| i as f32).collect())
     }
@@ -212,7 +228,8 @@ mod tests {
 
     #[test]
     fn what_is_packed_unpacks() {
-        for layout in [MemLayout::DENSE, MemLayout::Strided { row: Some(23) }, MemLayout::Panel { n: 4, k: 2 }] {
+        for layout in [MemLayout::DENSE, MemLayout::Strided { row: Some(23) }, MemLayout::Panel { n: 4, k: 2 }, BLOCKS]
+        {
             for dtype in [DType::F32, DType::Bf16, DType::F16] {
                 let t = iota(&[2, 3, 5]);
                 let bytes = pack(&t, dtype, layout).unwrap();
@@ -222,12 +239,27 @@ mod tests {
     }
 
     #[test]
-    fn offsets_of_panels_are_distinct_and_inside() {
-        let (layout, dims) = (MemLayout::Panel { n: 4, k: 2 }, [2, 7, 5]);
-        let offsets: std::collections::HashSet<usize> =
-            (0..70).map(|i| layout.offset(&dims, &index_of(&dims, i))).collect();
-        assert_eq!(offsets.len(), 70);
-        assert!(offsets.into_iter().all(|o| o < layout.len(&dims)));
+    fn offsets_are_distinct_and_inside() {
+        for (layout, dims) in [(MemLayout::Panel { n: 4, k: 2 }, [2, 7, 5]), (BLOCKS, [3, 45, 70])] {
+            let n = dims.iter().product();
+            let offsets: std::collections::HashSet<usize> =
+                (0..n).map(|i| layout.offset(&dims, &index_of(&dims, i))).collect();
+            assert_eq!(offsets.len(), n);
+            assert!(offsets.into_iter().all(|o| o < layout.len(&dims)));
+        }
+    }
+
+    #[test]
+    fn blocks_swizzle_lines_and_interleave_matrices_by_eight_rows() {
+        let at = |index: [usize; 3]| BLOCKS.offset(&[2, 40, 130], &index);
+        assert_eq!(at([0, 0, 9]), 9);
+        // row 3: piece 1 lies where piece 2 would
+        assert_eq!(at([0, 3, 9]), 3 * 64 + 2 * 8 + 1);
+        // the second matrix follows after eight rows, the next eight rows of the first after it
+        assert_eq!([at([1, 0, 0]), at([0, 8, 0])], [8 * 64, 16 * 64]);
+        // the next columns are the next block, the next 64 rows lie behind all columns
+        assert_eq!([at([0, 0, 64]), at([0, 32, 0])], [64 * 64, 3 * 64 * 64]);
+        assert_eq!(BLOCKS.len(&[2, 40, 130]), 2 * 3 * 64 * 64);
     }
 
     #[test]

@@ -64,7 +64,21 @@ pub enum MemLayout {
         /// Adjacent k values of one row.
         k: usize,
     },
+    /// The last two dimensions `[N, K]` in blocks of [`BLOCK_ROWS`] rows by `k` columns, `k` elements being the 128 bytes
+    /// of a line of shared memory, with the 16-byte pieces of a line permuted as a copy engine's 128-byte swizzle leaves
+    /// them there: `[ceil(rows/64)][ceil(K/k)][64][k]`, zero padded, piece `p` of row `r` at `p ^ (r % 8)`. Matrices of
+    /// outer dimensions share blocks, eight rows of each in turn, so that a thread that holds an element of one holds
+    /// that of the others.
+    Blocks {
+        /// Columns of a block.
+        k: usize,
+    },
 }
+
+/// Rows of a block of [`MemLayout::Blocks`].
+pub const BLOCK_ROWS: usize = 64;
+/// Adjacent rows of one matrix in a block.
+pub const BLOCK_GROUP: usize = 8;
 
 impl MemLayout {
     /// Row-major and dense.

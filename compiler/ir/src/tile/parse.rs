@@ -71,6 +71,12 @@ fn mem_layout(c: &mut Cursor<'_>) -> Read<MemLayout> {
         c.expect('>')?;
         return Ok(MemLayout::Panel { n, k });
     }
+    if c.eat_keyword("blocks") {
+        c.expect('<')?;
+        let k = c.number("columns of a block")?;
+        c.expect('>')?;
+        return Ok(MemLayout::Blocks { k });
+    }
     Ok(MemLayout::DENSE)
 }
 

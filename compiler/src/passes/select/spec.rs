@@ -220,6 +220,6 @@ fn flag(on: bool, text: &'static str) -> &'static str {
 fn view(layout: MemLayout) -> String {
     match layout {
         MemLayout::Strided { row: Some(row) } => format!("_row{row}"),
-        MemLayout::Strided { row: None } | MemLayout::Panel { .. } => String::new(),
+        MemLayout::Strided { row: None } | MemLayout::Panel { .. } | MemLayout::Blocks { .. } => String::new(),
     }
 }

@@ -36,6 +36,7 @@ fn naive(recipe: &Recipe, tensors: &Tensors) -> (Vec<u64>, Vec<f32>) {
             (shape, values.into_iter().map(|v| bf16::from_f32(v).to_f32()).collect())
         }
         Recipe::Pack { n, k, of } => naive_pack(u64::from(*n), u64::from(*k), naive(of, tensors)),
+        Recipe::Blocks { k, matrices, of } => naive_blocks(u64::from(*k), u64::from(*matrices), naive(of, tensors)),
         Recipe::RopeTable { inv_freq, factor, positions } => {
             let angle = |p: u32, f: &f32| f64::from(p as f32 * f);
             let row = |p: u32| {
@@ -62,6 +63,21 @@ fn naive_pack(n: u64, k: u64, (shape, values): (Vec<u64>, Vec<f32>)) -> (Vec<u64
     (packed.to_vec(), out)
 }
 
+fn naive_blocks(k: u64, matrices: u64, (shape, values): (Vec<u64>, Vec<f32>)) -> (Vec<u64>, Vec<f32>) {
+    let [rows, columns] = shape[..] else { panic!("two dimensions") };
+    let each = rows / matrices;
+    let stored = [(each.div_ceil(8) * 8 * matrices).div_ceil(64), columns.div_ceil(k), 64, k];
+    let mut out = vec![0.0; stored.iter().product::<u64>() as usize];
+    for (row, column) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
+        let (matrix, r) = (row / each, row % each);
+        let at = (r / 8 * matrices + matrix) * 8 + r % 8;
+        let (piece, within) = (column % k / (k / 8), column % (k / 8));
+        let place = ((at / 64 * stored[1] + column / k) * 64 + at % 64) * k + (piece ^ at % 8) * (k / 8) + within;
+        out[place as usize] = values[(row * columns + column) as usize];
+    }
+    (stored.to_vec(), out)
+}
+
 fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
@@ -84,15 +100,21 @@ fn recipes() -> impl Strategy<Value = Recipe> {
         Just(tensor("a")),
         Just(tensor("b")),
         Just(Recipe::Concat(vec![tensor("a"), tensor("b")])),
+        Just(Recipe::Concat(vec![tensor("a"), tensor("a")])),
         Just(Recipe::Concat(vec![tensor("b"), Recipe::Concat(vec![tensor("a"), tensor("a")])])),
     ];
-    (dense, any::<bool>(), any::<bool>(), 1u32..20, 1u32..6, any::<bool>()).prop_map(
-        |(of, inner, outer, n, k, pack)| {
-            let cast = |yes: bool, of: Recipe| if yes { Recipe::Cast(DType::Bf16, Box::new(of)) } else { of };
-            let of = cast(inner, of);
-            cast(outer, if pack { Recipe::Pack { n, k, of: Box::new(of) } } else { of })
-        },
-    )
+    (dense, any::<bool>(), any::<bool>(), 1u32..20, 1u32..6, 0..3).prop_map(|(of, inner, outer, n, k, layout)| {
+        let cast = |yes: bool, of: Recipe| if yes { Recipe::Cast(DType::Bf16, Box::new(of)) } else { of };
+        let of = cast(inner, of);
+        // as many matrices as parts of one shape make the tensor
+        let matrices = |of: &Recipe| if of.sources().windows(2).all(|s| s[0] == s[1]) { of.sources().len() } else { 1 };
+        let laid_out = match layout {
+            0 => Recipe::Pack { n, k, of: Box::new(of) },
+            1 => Recipe::Blocks { k: 8 * k, matrices: matrices(&of) as u32, of: Box::new(of) },
+            _ => of,
+        };
+        cast(outer, laid_out)
+    })
 }
 
 proptest! {
@@ -174,6 +196,15 @@ fn recipes_that_make_no_sense_say_why() {
         (Recipe::Cast(DType::I8, tensor("a")), "recipe: no cast from f32 to i8"),
         (Recipe::Pack { n: 4, k: 1, of: tensor("v") }, "recipe: pack of [4]f32, expected two dimensions"),
         (Recipe::Pack { n: 0, k: 1, of: tensor("a") }, "recipe: pack[0, 1], expected 1 to 4096 each"),
+        (
+            Recipe::Blocks { k: 64, matrices: 3, of: tensor("a") },
+            "recipe: blocks of [2, 3]f32, expected 3 matrices of as many rows",
+        ),
+        (Recipe::Blocks { k: 64, matrices: 1, of: tensor("v") }, "recipe: blocks of [4]f32, expected two dimensions"),
+        (
+            Recipe::Blocks { k: 9, matrices: 1, of: tensor("a") },
+            "recipe: blocks[9, 1], expected a multiple of 8 to 4096 columns of 1 to 64 matrices",
+        ),
         (deep, "recipe: nested deeper than 16"),
         (
             Recipe::RopeTable { inv_freq: vec![f32::NAN], factor: 1.0, positions: 1 },

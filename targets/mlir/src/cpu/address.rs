@@ -118,6 +118,7 @@ impl Lower<'_> {
         match layout {
             MemLayout::Strided { .. } => Ok(self.strided(tensor, at, shape, size)),
             MemLayout::Panel { n, k } => self.panel(tensor, at, shape, Panel { n, k, size }),
+            MemLayout::Blocks { .. } => Err(self.unsupported("weights in swizzled blocks")),
         }
     }
 

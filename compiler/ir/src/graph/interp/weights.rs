@@ -55,7 +55,7 @@ impl Checkpoint {
                 let of = self.evaluate(of)?;
                 if of.dtype == *dtype { Ok(of) } else { Ok(Arc::new(Tensor::clone(&of).rounded(*dtype))) }
             }
-            Recipe::Pack { of, .. } => self.evaluate(of),
+            Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => self.evaluate(of),
             Recipe::RopeTable { rope, positions } => {
                 let dims = [*positions, 2, rope.dim / 2];
                 Ok(Arc::new(Tensor::float(&dims, DType::F32, rope.table(*positions))))

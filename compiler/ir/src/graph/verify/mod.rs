@@ -182,7 +182,9 @@ fn weight_error(recipe: &Recipe, ty: &ValueType) -> Option<String> {
             let shape = crate::TensorType::new([*positions, 2, rope.dim / 2], DType::F32);
             (shape != *ty).then(|| format!("is {ty} but its recipe gives {shape}"))
         }
-        Recipe::Pack { .. } if ty.rank() != 2 => Some(format!("is {ty}, but only [N, K] tensors are packed")),
+        Recipe::Pack { .. } | Recipe::Blocks { .. } if ty.rank() != 2 => {
+            Some(format!("is {ty}, but only [N, K] tensors are packed"))
+        }
         Recipe::Concat(parts) if parts.is_empty() => Some("joins no tensors".to_string()),
         _ => None,
     }
@@ -194,7 +196,7 @@ fn recipe_dtype(recipe: &Recipe) -> Option<DType> {
         Recipe::Tensor(_) => None,
         Recipe::Concat(parts) => parts.iter().find_map(recipe_dtype),
         Recipe::Cast(dtype, _) => Some(*dtype),
-        Recipe::Pack { of, .. } => recipe_dtype(of),
+        Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => recipe_dtype(of),
         Recipe::RopeTable { .. } => Some(DType::F32),
     }
 }

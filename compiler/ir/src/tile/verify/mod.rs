@@ -4,7 +4,7 @@
 //! - the kernel, its parameters, grid dimensions and values have names that the text form can read, each unique
 //!   among its kind; the kernel's is a symbol of object code;
 //! - every value is defined once, before its uses, and used only in the block that defines it or within;
-//! - parameters are f32, f16, bf16 or i32; a panel's two dimensions and a view's inner ones are static;
+//! - parameters are f32, f16, bf16 or i32; a panel's two dimensions, a view's inner ones and those of blocks are static;
 //! - origins have one index per tensor dimension; only `in` and `inout` are read, only `out` and `inout` stored to;
 //!   `read` is the only way to an i32 tensor's elements;
 //! - tiles have rank 0 to 3, no empty dimension and at most [`MAX_TILE`] elements; arithmetic is on f32 `reg` or `acc` tiles of one shape and one
@@ -23,6 +23,9 @@ use crate::{
     types::{DType, Dim},
 };
 use std::collections::HashSet;
+
+/// Bytes of a line of [`MemLayout::Blocks`].
+const BLOCK_LINE: usize = 128;
 
 /// Most elements of a tile: far beyond what registers hold, so that a mistyped size is an error and not a crash.
 pub const MAX_TILE: usize = 1 << 24;
@@ -157,6 +160,14 @@ fn mem_layout(p: &Param) -> Result<(), String> {
         MemLayout::Panel { .. } => match fixed(&p.ty.dims[rank - 2..]) {
             Some(_) => Ok(()),
             None => Err(format!("`{name}` is {}: the last two dimensions of panels are static", p.ty)),
+        },
+        MemLayout::Blocks { k } if k.saturating_mul(p.ty.dtype.bits()) != 8 * BLOCK_LINE => {
+            Err(format!("`{name}` has lines of {k} {}, not of {BLOCK_LINE} bytes", p.ty.dtype))
+        }
+        MemLayout::Blocks { .. } if rank < 2 => Err(format!("`{name}` has rank {rank}: blocks need two dimensions")),
+        MemLayout::Blocks { .. } => match fixed(&p.ty.dims) {
+            Some(_) => Ok(()),
+            None => Err(format!("`{name}` is {}: every dimension of blocks is static", p.ty)),
         },
     }
 }
