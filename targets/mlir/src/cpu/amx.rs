@@ -125,7 +125,7 @@ impl Lower<'_> {
         let rows = self.kernel.tile(v).shape[0];
         match self.kernel.params[tensor].layout {
             MemLayout::Panel { n, k } => k == 2 && n.is_multiple_of(SIDE) && n.is_multiple_of(rows),
-            MemLayout::Strided { .. } => false,
+            MemLayout::Strided { .. } | MemLayout::Blocks { .. } => false,
         }
     }
 
