@@ -51,6 +51,7 @@ fn kernel(kernel: &Kernel) -> plan::Kernel {
         symbol: kernel.name.clone(),
         tensors: int(kernel.params.len()),
         symbols: kernel.symbols().into_iter().map(symbol).collect(),
+        gpu: None,
     }
 }
 

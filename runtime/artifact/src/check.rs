@@ -2,8 +2,9 @@
 //! size inside what holds it, all arithmetic without overflow at the largest step.
 
 use crate::{
-    manifest::{KvCache, Manifest},
-    plan::{Arg, Buffer, Expr, Input, Launch, Outputs, Plan, Sym, Variant, Weight},
+    gpu,
+    manifest::{KvCache, Manifest, NVPTX, Target},
+    plan::{Arg, Buffer, Expr, Input, Kernel, Launch, Outputs, Plan, Sym, Variant, Weight},
     recipe::Recipe,
 };
 use std::collections::BTreeSet;
@@ -86,11 +87,37 @@ impl Plan {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.$".contains(&b);
             let named = !kernel.symbol.is_empty() && kernel.symbol.bytes().all(plain);
             require(named, || format!("kernel symbol {:?}, expected letters, digits and _ . $", kernel.symbol))?;
+            self.check_maps(manifest, kernel).map_err(|problem| format!("kernel {}: {problem}", kernel.symbol))?;
         }
         self.launches.iter().try_for_each(|launch| {
             self.check_launch(manifest, launch).map_err(|problem| format!("launch {}: {problem}", launch.name))
         })?;
         self.check_outputs(manifest)
+    }
+
+    /// Checks that the kernels are what the target's architecture runs, and lie in its object code.
+    ///
+    /// # Errors
+    /// As [`Plan::check`].
+    pub fn check_code(&self, target: &Target, code_bytes: u64) -> Result<(), String> {
+        let on_gpu = target.arch == NVPTX;
+        self.kernels.iter().try_for_each(|kernel| {
+            let checked = match &kernel.gpu {
+                Some(gpu) if on_gpu => gpu.check(kernel.tensors, code_bytes),
+                None if !on_gpu => Ok(()),
+                Some(_) => Err(format!("a launch on a GPU, but the target is {}", target.arch)),
+                None => Err("no launch on a GPU, which is the target".into()),
+            };
+            checked.map_err(|problem| format!("kernel {}: {problem}", kernel.symbol))
+        })
+    }
+
+    fn check_maps(&self, manifest: &Manifest, kernel: &Kernel) -> Check {
+        let most = |sym| self.most(manifest, sym);
+        kernel.gpu.iter().flat_map(|gpu| &gpu.tensor_maps).try_for_each(|map| {
+            map.extents.iter().try_for_each(|extent| check_expr(extent, MAX_DEPTH))?;
+            map.largest(&most).map(|_| ())
+        })
     }
 
     fn check_arena(&self) -> Check {
@@ -177,11 +204,13 @@ impl Plan {
         let extents = extents.collect::<Result<Vec<u64>, String>>()?;
         // An extent of zero must not hide another that overflows.
         let programs = extents.iter().try_fold(1u64, |n, extent| n.checked_mul((*extent).max(1)));
-        within("its number of programs", programs.unwrap_or(u64::MAX), 1, MAX_PROGRAMS)
+        let every_program = kernel.gpu.as_ref().is_some_and(|gpu| gpu.max_ctas.is_none());
+        let most = if every_program { gpu::MAX_CTAS } else { MAX_PROGRAMS };
+        within("its number of programs", programs.unwrap_or(u64::MAX), 1, most)
     }
 
-    /// The largest value of a symbol.
-    fn most(&self, manifest: &Manifest, sym: Sym) -> u64 {
+    /// The largest value of a symbol: that of P is what slots, which are i32, can number.
+    pub fn most(&self, manifest: &Manifest, sym: Sym) -> u64 {
         let [tokens, seqs] = [self.max_num_batched_tokens, self.max_num_seqs].map(u64::from);
         match sym {
             Sym::T => tokens,
@@ -189,7 +218,7 @@ impl Plan {
             Sym::L => u64::from(self.max_logits),
             Sym::Q => seqs + tokens.div_ceil(u64::from(self.query_tile)),
             Sym::M => u64::from(manifest.model.max_model_len).div_ceil(u64::from(manifest.kv_cache.block_size)),
-            Sym::P => u64::from(u32::MAX),
+            Sym::P => i32::MAX as u64 / u64::from(manifest.kv_cache.block_size.max(1)),
         }
     }
 

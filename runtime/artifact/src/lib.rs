@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `manifest.json` | [`manifest::Manifest`]: first entry, format version first |
 //! | `plans/<target>.json` | [`plan::Plan`]: buffers, launches, weights |
-//! | `kernels/<target>.so` | object code of every kernel of the plan |
+//! | `kernels/<target>.so`, `.bin` | object code of every kernel of the plan: a shared object on a CPU, one piece for each kernel on a GPU |
 //! | `weights/*.safetensors` | weights after their recipes, as kernels read them (`--weights embed`) |
 //! | `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json`, `config.json` | as in the checkpoint |
 //! | `goldens.json` | expected outputs for `rvllm verify`, where the checkpoint brings them |
@@ -36,6 +36,7 @@ mod directory;
 pub mod dummy;
 pub mod error;
 pub mod execute;
+pub mod gpu;
 mod header;
 pub mod load;
 pub mod manifest;

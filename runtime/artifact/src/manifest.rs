@@ -4,7 +4,12 @@ use crate::plan::DType;
 use serde::{Deserialize, Serialize};
 
 /// Version of the format. Readers take the same major and older minors.
-pub const FORMAT: &str = "1.0";
+///
+/// 1.1: kernels for GPUs ([`crate::gpu`]).
+pub const FORMAT: &str = "1.1";
+
+/// [`Target::arch`] of NVIDIA GPUs.
+pub const NVPTX: &str = "nvptx64";
 
 /// The manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -140,9 +145,10 @@ pub struct CheckpointFile {
 pub struct Target {
     /// Name as given to `--target`.
     pub name: String,
-    /// `x86_64`, `aarch64`.
+    /// `x86_64`, `aarch64`; `nvptx64` for an NVIDIA GPU.
     pub arch: String,
-    /// CPU features that the code uses, by Rust's names (`avx512f`, `avx512bf16`, `amx-bf16`).
+    /// CPU features that the code uses, by Rust's names (`avx512f`, `avx512bf16`, `amx-bf16`); of a GPU the compute
+    /// architecture (`sm_90a`).
     pub features: Vec<String>,
     /// Entry of the plan.
     pub plan: String,

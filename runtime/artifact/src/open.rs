@@ -278,7 +278,7 @@ impl Bytes {
     }
 
     fn plan(&self, manifest: &Manifest, target: &Target) -> Result<Plan> {
-        self.required(&target.kernels, &target.name)?;
+        let code_bytes = self.required(&target.kernels, &target.name)?.len() as u64;
         for name in [&target.kernels, &target.plan] {
             if !manifest.entries.contains_key(name) {
                 return Err(self.damaged(format!("no SHA-256 of entry {name} of target {}", target.name)));
@@ -286,6 +286,7 @@ impl Bytes {
         }
         let plan: Plan = self.json(&target.plan, self.required(&target.plan, &target.name)?)?;
         plan.check(manifest).map_err(self.invalid(&target.plan))?;
+        plan.check_code(target, code_bytes).map_err(self.invalid(&target.plan))?;
         Ok(plan)
     }
 

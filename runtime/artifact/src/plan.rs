@@ -1,7 +1,7 @@
 //! The plan: buffers at fixed offsets in one arena, weights by recipe, and launches whose grids and kernel
 //! choices are expressions over the step's symbols. Data, no code: the runtime interprets it and nothing else.
 
-use crate::recipe::Recipe;
+use crate::{gpu::GpuKernel, recipe::Recipe};
 use serde::{Deserialize, Serialize};
 
 /// Element types, named as everywhere in rvllm.
@@ -167,7 +167,7 @@ impl Weight {
 ///
 /// On a CPU: `extern "C" fn(args: *const u64, begin: u64, end: u64)` runs programs `begin..end` of the
 /// linearised grid (last dimension fastest). `args` holds one pointer per tensor, then one integer per symbol
-/// of `symbols`, in order.
+/// of `symbols`, in order. On a GPU: see [`crate::gpu`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kernel {
@@ -175,8 +175,11 @@ pub struct Kernel {
     pub symbol: String,
     /// Number of tensor arguments.
     pub tensors: u32,
-    /// Symbols passed after the tensors.
+    /// Symbols passed after the tensors, on a CPU.
     pub symbols: Vec<Sym>,
+    /// How it is launched on a GPU; absent in a plan for a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuKernel>,
 }
 
 /// One launch.

@@ -229,7 +229,8 @@ mod tests {
     fn plan(args: Vec<Arg>) -> Plan {
         let product = Expr::Mul(Box::new(Expr::Sym(Sym::R)), Box::new(Expr::CeilDiv(Box::new(Expr::Sym(Sym::T)), 2)));
         let variant = |at_most, kernel, grid| Variant { at_most, kernel, grid };
-        let kernel = |symbols: &[Sym]| Kernel { symbol: String::new(), tensors: 2, symbols: symbols.to_vec() };
+        let kernel =
+            |symbols: &[Sym]| Kernel { symbol: String::new(), tensors: 2, symbols: symbols.to_vec(), gpu: None };
         Plan {
             max_num_batched_tokens: 8,
             max_num_seqs: 2,

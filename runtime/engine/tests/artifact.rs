@@ -36,8 +36,12 @@ fn object_code() -> Vec<u8> {
 
 fn plan(symbols: [&str; 3]) -> Plan {
     let buffer = |name: &str, offset, bytes, first| Buffer { name: name.into(), offset, bytes, live: [first, 2] };
-    let kernel =
-        |i: usize, tensors, syms: &[Sym]| Kernel { symbol: symbols[i].into(), tensors, symbols: syms.to_vec() };
+    let kernel = |i: usize, tensors, syms: &[Sym]| Kernel {
+        symbol: symbols[i].into(),
+        tensors,
+        symbols: syms.to_vec(),
+        gpu: None,
+    };
     let launch = |name: &str, args, kernel, grid| {
         let variant = |at_most, grid| Variant { at_most, kernel, grid };
         let short = variant(Some((Sym::T, 3)), vec![Expr::Sym(grid)]);

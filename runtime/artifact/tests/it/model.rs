@@ -72,8 +72,8 @@ pub(crate) fn plan() -> Plan {
         ],
         weights: weights(),
         kernels: vec![
-            Kernel { symbol: "gather".into(), tensors: 3, symbols: vec![Sym::T] },
-            Kernel { symbol: "head_1".into(), tensors: 4, symbols: vec![Sym::T, Sym::L] },
+            Kernel { symbol: "gather".into(), tensors: 3, symbols: vec![Sym::T], gpu: None },
+            Kernel { symbol: "head_1".into(), tensors: 4, symbols: vec![Sym::T, Sym::L], gpu: None },
         ],
         launches: vec![
             launch(

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod cpu;
+pub mod cuda;
 mod map;
 
 pub use affinity::{available_cores, physical_cores};
