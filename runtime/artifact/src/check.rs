@@ -115,7 +115,7 @@ impl Plan {
     fn check_maps(&self, manifest: &Manifest, kernel: &Kernel) -> Check {
         let most = |sym| self.most(manifest, sym);
         kernel.gpu.iter().flat_map(|gpu| &gpu.tensor_maps).try_for_each(|map| {
-            map.extents.iter().try_for_each(|extent| check_expr(extent, MAX_DEPTH))?;
+            map.extents.iter().chain(&map.strides).try_for_each(|size| check_expr(size, MAX_DEPTH))?;
             map.largest(&most).map(|_| ())
         })
     }
@@ -204,8 +204,8 @@ impl Plan {
         let extents = extents.collect::<Result<Vec<u64>, String>>()?;
         // An extent of zero must not hide another that overflows.
         let programs = extents.iter().try_fold(1u64, |n, extent| n.checked_mul((*extent).max(1)));
-        let every_program = kernel.gpu.as_ref().is_some_and(|gpu| gpu.max_ctas.is_none());
-        let most = if every_program { gpu::MAX_CTAS } else { MAX_PROGRAMS };
+        let one_each = kernel.gpu.as_ref().filter(|gpu| gpu.max_ctas.is_none());
+        let most = one_each.map_or(MAX_PROGRAMS, |gpu| gpu::MAX_CTAS / u64::from(gpu.ctas_per_program.max(1)));
         within("its number of programs", programs.unwrap_or(u64::MAX), 1, most)
     }
 

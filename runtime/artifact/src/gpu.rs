@@ -2,13 +2,13 @@
 //!
 //! A GPU kernel is `.entry SYMBOL` with these parameters, in order: one 64-bit device address per tensor, the device
 //! address of the step's symbols (six i32: T, R, L, Q, M, P), then one 128-byte tensor map, by value, for each of
-//! [`GpuKernel::tensor_maps`]. It is launched as a line of CTAs: the product of its grid's extents, or
-//! [`GpuKernel::max_ctas`] where that is less, in which case each takes several programs. Symbols are read from
-//! memory, so that a launch recorded for the largest step of a bucket serves every step of it: CTAs past the actual
-//! extents return. Launches overlap: a kernel waits for its predecessor itself before it touches what that wrote, and
+//! [`GpuKernel::tensor_maps`]. It is launched as a line of CTAs: [`GpuKernel::ctas_per_program`] for each program of its
+//! grid, or [`GpuKernel::max_ctas`] where that is less, in which case each takes several programs. Symbols are read
+//! from memory, so that a launch recorded for the largest step of a bucket serves every step of it: CTAs past the
+//! actual extents return. Launches overlap: a kernel waits for its predecessor itself before it touches what that wrote, and
 //! every CTA waits before it returns.
 
-use crate::plan::{DType, Expr};
+use crate::plan::{DType, Expr, Sym};
 use serde::{Deserialize, Serialize};
 
 /// Most threads of a CTA.
@@ -64,7 +64,9 @@ pub struct GpuKernel {
     pub shared_bytes: u32,
     /// CTAs of a cluster; 1 where there is none.
     pub cluster: u32,
-    /// Most CTAs of a launch; one per program where absent.
+    /// CTAs of a program; 1 but where a cluster shares one.
+    pub ctas_per_program: u32,
+    /// Most CTAs of a launch; as many as all programs take where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_ctas: Option<u32>,
     /// Registers of a thread, where the assembler told.
@@ -72,7 +74,7 @@ pub struct GpuKernel {
     pub registers: Option<u32>,
     /// Bytes of registers that a thread spills to memory, where the assembler told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spills: Option<u32>,
+    pub spill_bytes: Option<u32>,
     /// Tensor maps, in the order of the parameters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensor_maps: Vec<TensorMap>,
@@ -99,8 +101,8 @@ pub struct TensorMap {
     pub dtype: DType,
     /// Extents; symbols stand for their largest values.
     pub extents: Vec<Expr>,
-    /// Bytes between neighbours in every dimension but the innermost.
-    pub strides: Vec<u64>,
+    /// Bytes between neighbours in every dimension but the innermost, likewise.
+    pub strides: Vec<Expr>,
     /// Extents of the box that one instruction moves.
     #[serde(rename = "box")]
     pub tile: Vec<u32>,
@@ -126,6 +128,7 @@ impl GpuKernel {
         within("threads", self.threads, 1, MAX_THREADS)?;
         within("shared_bytes", self.shared_bytes, 0, MAX_SHARED)?;
         within("cluster", self.cluster, 1, MAX_CLUSTER)?;
+        within("ctas_per_program", self.ctas_per_program, 1, MAX_CLUSTER)?;
         within("max_ctas", self.max_ctas.unwrap_or(1), 1, MAX_CTAS)?;
         within("registers", self.registers.unwrap_or(0), 0, 1 << 16)?;
         within("the number of tensor maps", self.tensor_maps.len() as u64, 0, MAX_MAPS as u64)?;
@@ -149,24 +152,23 @@ impl TensorMap {
         if self.dtype.bits() < 8 {
             return Err(format!("elements of type {}, expected whole bytes", self.dtype));
         }
-        for stride in &self.strides {
-            within("a stride", *stride, 16, MAX_STRIDE - 1)?;
-            if stride % 16 != 0 {
-                return Err(format!("a stride of {stride} bytes, expected a multiple of 16"));
-            }
-        }
         self.tile.iter().try_for_each(|extent| within("an extent of the box", *extent, 1, MAX_BOX))
     }
 
-    /// The extents where `most` gives each symbol's largest value.
+    /// Extents and strides where `most` gives each symbol's largest value.
     ///
     /// # Errors
-    /// Which extent is out of range.
-    pub fn largest(&self, most: &dyn Fn(crate::plan::Sym) -> u64) -> Result<Vec<u64>, String> {
-        let value = |extent: &Expr| {
-            let value = extent.eval(most).ok_or_else(|| format!("extent {extent:?} overflows"))?;
-            within("an extent", value, 1, MAX_EXTENT).map(|()| value)
+    /// Which is out of range.
+    pub fn largest(&self, most: &dyn Fn(Sym) -> u64) -> Result<(Vec<u64>, Vec<u64>), String> {
+        let value = |what: &str, of: &Expr, range: [u64; 2]| {
+            let value = of.eval(most).ok_or_else(|| format!("{what} {of:?} overflows"))?;
+            within(what, value, range[0], range[1]).map(|()| value)
         };
-        self.extents.iter().map(value).collect()
+        let extents = self.extents.iter().map(|e| value("an extent", e, [1, MAX_EXTENT])).collect::<Result<_, _>>()?;
+        let stride = |e: &Expr| match value("a stride", e, [16, MAX_STRIDE - 1])? {
+            stride if stride % 16 == 0 => Ok(stride),
+            stride => Err(format!("a stride of {stride} bytes, expected a multiple of 16")),
+        };
+        Ok((extents, self.strides.iter().map(stride).collect::<Result<_, _>>()?))
     }
 }

@@ -97,7 +97,8 @@ impl LoadedKernel {
     ) -> Result<Ready, CudaError> {
         let launch = &self.0.launch;
         let maps = launch.tensor_maps.iter().map(|map| self.0.encode(map, tensors, most)).collect::<Result<_, _>>()?;
-        let ctas = launch.max_ctas.map_or(programs, |most| programs.min(most.into()));
+        let ctas = programs.checked_mul(launch.ctas_per_program.into()).unwrap_or(u64::MAX);
+        let ctas = launch.max_ctas.map_or(ctas, |most| ctas.min(most.into()));
         // The extent of a grid is a whole number of clusters.
         let ctas = ctas.checked_next_multiple_of(launch.cluster.into()).and_then(|n| u32::try_from(n).ok());
         let ctas = ctas.ok_or_else(|| self.0.failed(format!("{programs} programs are more than a grid holds")))?;
@@ -146,7 +147,7 @@ impl Loaded {
     fn encode(&self, map: &TensorMap, tensors: &[u64], most: &dyn Fn(Sym) -> u64) -> Result<Map, CudaError> {
         let address = tensors.get(map.tensor as usize).copied();
         let address = address.ok_or_else(|| self.failed(format!("there is no tensor {}", map.tensor)))?;
-        let extents = map.largest(most).map_err(|problem| self.failed(problem))?;
+        let (extents, strides) = map.largest(most).map_err(|problem| self.failed(problem))?;
         let ones = vec![1u32; extents.len()];
         let mut encoded = Map(sys::CUtensorMap_st { opaque: [0; 16] });
         // SAFETY: the pointers are to arrays as long as the number of dimensions says (checked with the plan); the call
@@ -158,7 +159,7 @@ impl Loaded {
                 extents.len() as u32,
                 address as *mut _,
                 extents.as_ptr(),
-                map.strides.as_ptr(),
+                strides.as_ptr(),
                 map.tile.as_ptr(),
                 ones.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
