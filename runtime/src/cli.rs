@@ -2,7 +2,7 @@
 //!
 //! Invariants: no work is done here, and no flag is accepted that nothing reads.
 
-use crate::sampling::Sampling;
+use crate::{bench::Bench, run_batch, sampling::Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{ffi::OsString, path::PathBuf, sync::LazyLock};
 
@@ -30,6 +30,11 @@ pub enum Command {
     Run(Box<Run>),
     /// Serve over HTTP, as OpenAI's clients expect it
     Serve(Box<Serve>),
+    /// Answer a file of requests in OpenAI's batch format
+    RunBatch(Box<run_batch::Flags>),
+    /// Measure a server, or the engine alone
+    #[command(subcommand, visible_alias = "benchmark")]
+    Bench(Bench),
     /// Show what an artifact holds and what memory it needs
     Inspect(Inspect),
     /// Check an artifact: hashes, then its goldens on this machine

@@ -8,12 +8,15 @@
 //! | [`destination`], [`sink`], [`partial`], [`fingerprint`] | where answers go, and how none is lost |
 //! | [`drive`], [`progress`], [`interrupt`] | the loop over steps, what it shows, how it stops |
 //! | [`chat`], [`terminal`] | `rvllm run` |
+//! | [`run_batch`] | `rvllm run-batch` |
+//! | [`bench`] | `rvllm bench` |
 //! | [`serve`] | `rvllm serve` |
 //! | [`inspect`], [`table`], [`verify`] | what an artifact holds, and whether it computes what it should |
 //! | [`error`] | exit codes and messages |
 //!
 //! Invariants: no panic on any input; nothing is printed but by commands; nothing is compiled.
 
+pub mod bench;
 pub mod chat;
 pub mod cli;
 pub mod destination;
@@ -29,6 +32,7 @@ pub mod model;
 pub mod output;
 pub mod partial;
 pub mod progress;
+pub mod run_batch;
 pub mod sampling;
 pub mod serve;
 pub mod sink;

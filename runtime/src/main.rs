@@ -2,9 +2,9 @@
 
 use clap::Parser;
 use rvllm::{
-    chat,
+    bench, chat,
     cli::{self, Cli, Command},
-    error, generate, inspect, model, serve, verify,
+    error, generate, inspect, model, run_batch, serve, verify,
 };
 use std::{env, process::ExitCode, time::Instant};
 
@@ -31,6 +31,8 @@ fn run(command: Command, start: Instant) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(&args, start),
         Command::Run(args) => chat::run(&args, start),
         Command::Serve(args) => serve::run(&args, start),
+        Command::RunBatch(flags) => run_batch::run(&flags),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
     }

@@ -36,7 +36,6 @@ pub struct Header {
 pub const VERSION: u32 = 1;
 
 /// An open partial file.
-#[derive(Debug)]
 pub struct Partial {
     output: PathBuf,
     path: PathBuf,
@@ -45,7 +44,11 @@ pub struct Partial {
     spans: BTreeMap<usize, (u64, usize)>,
     end: u64,
     total: usize,
+    index_of: IndexOf,
 }
+
+/// Which request a finished line answers.
+type IndexOf = Box<dyn Fn(&[u8]) -> Option<usize>>;
 
 /// Only the key that says whose line it is.
 #[derive(Deserialize)]
@@ -59,13 +62,22 @@ impl Partial {
     /// # Errors
     /// Another program writes it, it belongs to another run, or it is there and `resume` was not asked for.
     pub fn open(output: &Path, header: &Header, resume: bool) -> Result<Partial> {
+        let index = |line: &[u8]| serde_json::from_slice::<Index>(line).ok().map(|l| l.index);
+        Self::open_with(output, header, resume, Box::new(index))
+    }
+
+    /// The same for lines that say in another way which request they answer.
+    ///
+    /// # Errors
+    /// Those of [`Partial::open`].
+    pub fn open_with(output: &Path, header: &Header, resume: bool, index_of: IndexOf) -> Result<Partial> {
         // A link stays a link: what it points to is replaced.
         let output = fs::canonicalize(output).unwrap_or_else(|_| output.to_path_buf());
         let path = with_suffix(&output, ".partial");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         lock(&file, &path)?;
-        let mut partial = Partial { output, path, file, spans: BTreeMap::new(), end: 0, total: header.total };
+        let mut partial = Partial { output, path, file, spans: BTreeMap::new(), end: 0, total: header.total, index_of };
         let torn = partial.scan(header, resume)?;
         if torn {
             partial.file.set_len(partial.end).with_context(|| partial.cannot_write())?;
@@ -183,7 +195,7 @@ impl Partial {
     }
 
     fn note_line(&mut self, line: &[u8], number: usize) -> Result<()> {
-        let index = serde_json::from_slice::<Index>(line).ok().map(|l| l.index).filter(|i| *i < self.total);
+        let index = (self.index_of)(line).filter(|i| *i < self.total);
         let Some(index) = index else {
             let failure = Failure::new(format!("{}: line {number} is damaged", self.path.display()));
             return Err(failure.help("remove the line to have it computed again").into());
@@ -275,7 +287,7 @@ mod tests {
     }
 
     fn message(result: Result<Partial>) -> String {
-        error::message(&result.unwrap_err())
+        error::message(&result.err().expect("refused"))
     }
 
     #[test]

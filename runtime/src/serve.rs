@@ -4,10 +4,11 @@
 //! is served, in what memory, and where.
 
 use crate::{
-    cli::{self, LogFormat},
+    cli::{self, GenerationConfig, LogFormat},
     encode,
     error::{Failure, note},
     model::{Session, dtype_name},
+    sampling::Sampling,
     table::{columns, size},
 };
 use anyhow::{Context, Result};
@@ -17,6 +18,7 @@ use std::{
     env, fs,
     io::{self, IsTerminal},
     net::SocketAddr,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -30,7 +32,12 @@ const MOCK: &str = "mock";
 pub fn run(args: &cli::Serve, start: Instant) -> Result<()> {
     let config = config(&args.server)?;
     watch(args.server.log_format);
-    let (engine, served) = if args.mock { mock(args)? } else { load(args)? };
+    let (engine, served) = if args.mock {
+        mock(args)?
+    } else {
+        let Loaded { engine, served, .. } = load(&Source::of(args))?;
+        (engine, served)
+    };
     warn(&config);
     let summary = summary(&engine, &served);
     let (app, thread) = App::start(engine, served, config)?;
@@ -43,15 +50,61 @@ pub fn run(args: &cli::Serve, start: Instant) -> Result<()> {
     Ok(())
 }
 
-fn load(args: &cli::Serve) -> Result<(Engine, Served)> {
-    let root = args.model.clone().unwrap_or_default();
-    let engine = cli::Engine { seed: args.sampling.seed, ..args.engine.clone() };
+/// What is to be served, and how its defaults are made.
+pub struct Source<'a> {
+    /// An artifact or a model.
+    pub root: String,
+    /// What requests call it, the principal name first.
+    pub names: Vec<String>,
+    /// A chat template instead of the model's.
+    pub chat_template: Option<&'a Path>,
+    /// Where sampling defaults come from.
+    pub generation_config: GenerationConfig,
+    /// Sampling defaults.
+    pub sampling: &'a Sampling,
+    /// How the engine runs.
+    pub engine: &'a cli::Engine,
+    /// No word about what is compiled.
+    pub quiet: bool,
+}
+
+impl<'a> Source<'a> {
+    fn of(args: &'a cli::Serve) -> Source<'a> {
+        let root = args.model.clone().unwrap_or_default();
+        Source {
+            names: names(&args.server, &root),
+            root,
+            chat_template: args.server.chat_template.as_deref(),
+            generation_config: args.generation_config,
+            sampling: &args.sampling,
+            engine: &args.engine,
+            quiet: false,
+        }
+    }
+}
+
+/// What is served, loaded.
+pub struct Loaded {
+    /// The engine.
+    pub engine: Engine,
+    /// What the server says of it.
+    pub served: Served,
+    /// The artifact's manifest, which tells it from others.
+    pub manifest: Vec<u8>,
+}
+
+/// Loads what is to be served.
+///
+/// # Errors
+/// There is no such model, or it does not load.
+pub fn load(source: &Source<'_>) -> Result<Loaded> {
+    let engine = cli::Engine { seed: source.sampling.seed, ..source.engine.clone() };
     // A seed of every request would make all answers to a prompt the same; the engine draws theirs from it instead.
-    let flags = crate::sampling::Sampling { seed: None, ..args.sampling.clone() };
-    let session = Session::open(&root, &engine, false)?;
-    let defaults = session.defaults(&flags, args.generation_config, None)?;
+    let flags = Sampling { seed: None, ..source.sampling.clone() };
+    let session = Session::open(&source.root, &engine, source.quiet)?;
+    let defaults = session.defaults(&flags, source.generation_config, None)?;
     let Session { artifact, engine } = session;
-    let template = match &args.server.chat_template {
+    let template = match source.chat_template {
         Some(path) => Some(encode::template_from(&artifact, path)?),
         None => encode::read_template(&artifact)?,
     };
@@ -65,10 +118,10 @@ fn load(args: &cli::Serve) -> Result<(Engine, Served)> {
         kv_cache_dtype: dtype_name(manifest.kv_cache.dtype),
         ..ArtifactCard::default()
     };
-    let card = ArtifactCard { target: args.engine.target.clone().unwrap_or(card.target.clone()), ..card };
-    let names = names(&args.server, &root);
-    let served = Served::new(&engine, names, root, encoder, defaults, card);
-    Ok((engine, served))
+    let card = ArtifactCard { target: source.engine.target.clone().unwrap_or(card.target.clone()), ..card };
+    let served = Served::new(&engine, source.names.clone(), source.root.clone(), encoder, defaults, card);
+    let manifest = serde_json::to_vec(manifest)?;
+    Ok(Loaded { engine, served, manifest })
 }
 
 fn mock(args: &cli::Serve) -> Result<(Engine, Served)> {

@@ -138,7 +138,7 @@ fn environment() -> Environment<'static> {
     e.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     e.add_filter("tojson", json::tojson);
     e.add_function("raise_exception", raise_exception);
-    e.add_function("strftime_now", |format: &str| strftime::format(format, std::time::SystemTime::now()));
+    e.add_function("strftime_now", |format: &str| time(format));
     e
 }
 
@@ -155,6 +155,11 @@ fn message(error: &Error) -> String {
         (kind, None) => kind.to_string(),
     };
     error.line().map_or(text.clone(), |line| format!("{text} (line {line})"))
+}
+
+/// The time in a format of Python's `strftime`, such as `%d %b %Y`, in UTC.
+pub fn time(format: &str) -> String {
+    strftime::format(format, std::time::SystemTime::now())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! | [`prompt`], [`conversation`] | what a request says, in tokens |
 //! | [`answer`], [`completions`], [`chat`], [`stream`] | what an engine says, in the API's words |
 //! | [`app`], [`routes`], [`auth`], [`request_log`], [`openapi`] | routes and what guards them |
-//! | [`serve`] | connections, and how they end |
+//! | [`serve`], [`local`] | connections, and how they end; routes without one |
 //! | [`metrics`] | Prometheus, under vLLM's names |
 //! | [`mock`] | an engine without a model |
 //!
@@ -26,6 +26,7 @@ pub mod completions;
 pub mod config;
 pub mod conversation;
 pub mod engine_loop;
+pub mod local;
 pub mod metrics;
 pub mod mock;
 pub mod model;
