@@ -53,6 +53,12 @@ impl Server {
         assert!(told.success());
     }
 
+    /// Ends it without a word.
+    fn end_now(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
     /// Waits for the end: exit code, time it took, what was said meanwhile.
     fn end(mut self) -> (Option<i32>, Duration, String) {
         let (start, mut said) = (Instant::now(), String::new());
@@ -131,4 +137,50 @@ fn what_is_wrong_is_said_before_anything_is_loaded() {
         code == Some(1) && said.contains("warning: 192.0.2.1 is open") && said.contains("cannot listen on"),
         "{said}"
     );
+}
+
+fn bench(server: &Server, flags: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rvllm"));
+    command.args(["bench", "serve", "--base-url", &format!("http://{}", server.address)]).args(flags);
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_load_generator_counts_what_the_server_answers() {
+    let server = Server::start(&["serve"]);
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report.html");
+    let lengths = ["--num-prompts", "20", "--input-len", "30", "--output-len", "7", "--max-concurrency", "4"];
+    for backend in ["openai", "openai-chat"] {
+        let flags = [&["--backend", backend, "--json", "--html", report.to_str().unwrap()], &lengths[..]].concat();
+        let (code, out, said) = bench(&server, &flags);
+        assert_eq!(code, Some(0), "{said}");
+        let results: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((&results["completed"], &results["failed"]), (&20.into(), &0.into()), "{out}");
+        assert_eq!(results["total_output_tokens"], 140, "{out}");
+        let most = results["max_concurrent_requests"].as_u64().unwrap();
+        assert!((1..=4).contains(&most), "{out}");
+        assert!(results["mean_ttft_ms"].as_f64().unwrap() > 0.0, "{out}");
+    }
+    assert!(std::fs::read_to_string(&report).unwrap().contains("<svg"));
+}
+
+#[test]
+fn the_load_generator_says_what_is_wrong_at_once() {
+    let server = Server::start(&["serve", "--api-key", "k"]);
+    let (code, _, said) = bench(&server, &["--num-prompts", "1"]);
+    assert!(code == Some(1) && said.contains("401") && said.contains("a key is needed"), "{said}");
+    let (code, _, said) =
+        bench(&server, &["--header", "authorization=Bearer k", "--num-prompts", "1", "--input-len", "99999"]);
+    assert!(code == Some(1) && said.contains("the first request failed: 400"), "{said}");
+    let address = server.address.clone();
+    server.end_now();
+    let output = Command::new(env!("CARGO_BIN_EXE_rvllm"))
+        .args(["bench", "serve", "--base-url", &format!("http://{address}")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("cannot reach") && said.contains("help:"), "{said}");
 }

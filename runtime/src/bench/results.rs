@@ -164,6 +164,19 @@ impl Results {
         seconds
     }
 
+    /// Most requests that were under way at one moment.
+    fn most_at_once(&self) -> usize {
+        let changes = self.good().flat_map(|o| [(o.start, 1), (o.start + o.latency, -1)]);
+        let mut changes: Vec<(f64, i64)> = changes.collect();
+        // One that ends when another begins was not beside it.
+        changes.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let running = changes.iter().scan(0, |n, (_, change)| {
+            *n += change;
+            Some(*n)
+        });
+        running.max().unwrap_or(0) as usize
+    }
+
     fn totals(&self) -> (u64, u64) {
         self.good().fold((0, 0), |(i, o), x| (i + x.prompt_tokens, o + x.output_tokens))
     }
@@ -197,7 +210,7 @@ impl Results {
         rows.extend([
             ("Output token throughput (tok/s):", per_second(output as f64)),
             ("Peak output token throughput (tok/s):", format!("{:.2}", peak(self.tokens_per_second()))),
-            ("Peak concurrent requests:", format!("{:.2}", peak(self.concurrency()))),
+            ("Peak concurrent requests:", self.most_at_once().to_string()),
             ("Total token throughput (tok/s):", per_second((input + output) as f64)),
         ]);
         let mut text = heading("Serving Benchmark Result", '=');
@@ -243,7 +256,7 @@ impl Results {
             "output_throughput": per_second(output as f64),
             "total_token_throughput": per_second((input + output) as f64),
             "max_output_tokens_per_s": peak(self.tokens_per_second()),
-            "max_concurrent_requests": peak(self.concurrency()),
+            "max_concurrent_requests": self.most_at_once(),
         })));
         for (key, ..) in METRICS {
             all.extend(self.times_json(key));
