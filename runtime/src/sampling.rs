@@ -15,9 +15,15 @@ use std::{collections::BTreeMap, str::FromStr};
 #[derive(Args, Clone, Debug, Default, Serialize)]
 #[command(next_help_heading = "Sampling")]
 pub struct Sampling {
-    /// Answers per prompt, each with its own randomness [default: 1]
+    /// Answers per prompt, each with its own randomness; under beam search also the number of beams [default: 1]
     #[arg(short = 'n', long = "n", value_name = "N")]
     pub n: Option<u32>,
+    /// Look for the likeliest answers, with n beams, instead of drawing them
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub use_beam_search: Option<bool>,
+    /// Rank beams by log-probability / length ^ X, the prompt counted; above 0 favours long answers [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub length_penalty: Option<f32>,
     /// Randomness: 0 is greedy [default: 1]
     #[arg(long, value_name = "X")]
     pub temperature: Option<f32>,

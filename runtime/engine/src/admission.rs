@@ -1,20 +1,21 @@
 //! Which requests are taken: what can never run is refused when it comes, not when it fails.
 //!
 //! Invariants: a prompt that passed has known tokens and leaves room for at least one more, in the model and in the KV
-//! cache.
+//! cache; the beams of a request all have room at once, even where they share nothing.
 
 use crate::{error::EngineError, forward::Limits, params::SamplingParams};
 
-/// Longest sequence, as far as model and KV cache have room.
-pub(crate) fn capacity(limits: &Limits) -> usize {
-    let cached = u64::from(limits.num_blocks) * u64::from(limits.block_size);
+/// Longest sequence, as far as the model and a beam's part of the KV cache have room.
+pub(crate) fn capacity(params: &SamplingParams, limits: &Limits) -> usize {
+    let beams = if params.use_beam_search { params.n } else { 1 };
+    let cached = u64::from(limits.num_blocks / beams) * u64::from(limits.block_size);
     cached.min(limits.max_model_len.into()) as usize
 }
 
 /// The last tokens of the prompt, as many as asked for; -1 is as many as leave room for an answer.
-pub(crate) fn truncate(mut prompt: Vec<u32>, keep: Option<i64>, limits: &Limits) -> Vec<u32> {
-    let room = capacity(limits).saturating_sub(1);
-    if let Some(keep) = keep {
+pub(crate) fn truncate(mut prompt: Vec<u32>, params: &SamplingParams, limits: &Limits) -> Vec<u32> {
+    let room = capacity(params, limits).saturating_sub(1);
+    if let Some(keep) = params.truncate_prompt_tokens {
         let keep = usize::try_from(keep).unwrap_or(room).min(room);
         prompt.drain(..prompt.len().saturating_sub(keep));
     }
@@ -37,7 +38,11 @@ pub(crate) fn check_prompt(prompt: &[u32], limits: &Limits) -> Result<(), Engine
 
 /// An answer of no stated length takes what room there is; one of stated length must have it.
 pub(crate) fn check_fits(prompt: usize, params: &SamplingParams, limits: &Limits) -> Result<(), EngineError> {
-    let (answer, capacity) = (params.max_tokens.unwrap_or(1) as usize, capacity(limits));
+    let (answer, capacity) = (params.max_tokens.unwrap_or(1) as usize, capacity(params, limits));
     let tokens = (prompt + answer).min(limits.max_model_len as usize);
-    if tokens > capacity { Err(EngineError::NeverFits { tokens, capacity }) } else { Ok(()) }
+    match params.use_beam_search {
+        _ if tokens <= capacity => Ok(()),
+        true => Err(EngineError::BeamsNeverFit { beams: params.n, tokens, capacity }),
+        false => Err(EngineError::NeverFits { tokens, capacity }),
+    }
 }

@@ -92,6 +92,11 @@ impl BlockTables {
         true
     }
 
+    /// Whether there are blocks for all tokens of several sequences, even if they share none.
+    pub fn have_room_for(&self, sequences: &[Sequence]) -> bool {
+        sequences.iter().map(|s| self.blocks_of(s)).sum::<usize>() <= self.pool.num_free()
+    }
+
     /// Gives a running sequence the blocks for all its tokens, and its own copy of the block that it writes first.
     /// False where they do not suffice.
     pub fn reserve(&mut self, sequence: &mut Sequence, copies: &mut Vec<BlockCopy>) -> bool {

@@ -8,6 +8,7 @@
 
 use crate::{
     admission::{capacity, check_fits, check_prompt, truncate},
+    beam::Turn,
     error::EngineError,
     forward::{Forward, Limits, Row},
     memory::MemoryTable,
@@ -110,11 +111,12 @@ impl Engine {
             return Err(EngineError::DuplicateRequest(id));
         }
         params.validate(limits.vocab_size, limits.max_model_len)?;
-        let prompt = truncate(prompt_token_ids, params.truncate_prompt_tokens, &limits);
+        let prompt = truncate(prompt_token_ids, &params, &limits);
         check_prompt(&prompt, &limits)?;
         check_fits(prompt.len(), &params, &limits)?;
         let key = SequenceKey { priority: params.priority, arrival: self.num_arrived, index: 0 };
         let mut sequence = Sequence::new(key, id, prompt.clone(), params.prompt_logprobs.is_some());
+        sequence.beam = params.use_beam_search;
         sequence.cache_salt = params.cache_salt.as_deref().map(Arc::from);
         let rules = self.rules(id, &prompt, params)?;
         self.queue.requests.insert(id, Request::new(key, rules, prompt)?);
@@ -220,7 +222,7 @@ impl Engine {
     }
 
     fn rules(&self, id: RequestId, prompt: &[u32], params: SamplingParams) -> Result<Rules, EngineError> {
-        let most = capacity(self.limits()) - prompt.len();
+        let most = capacity(&params, self.limits()) - prompt.len();
         let tokenizer = match (&self.tokenizer, params.detokenize) {
             (Some(tokenizer), true) => Some(tokenizer.clone()),
             (None, true) => return Err(EngineError::NoTokenizer("detokenize")),
@@ -329,9 +331,29 @@ impl Queue {
         if !samples {
             return request.add_prompt_logprobs(position, row);
         }
+        if request.searches() {
+            return self.search(request_id, key, row);
+        }
         let indices = request.start_answers(key.index);
         indices.clone().filter(|i| *i != key.index).for_each(|i| self.scheduler.fork(key, i));
         indices.into_iter().try_for_each(|index| self.extend(request_id, index, row))
+    }
+
+    /// Takes a beam's logits; where they complete a turn, the request's sequences become the next beams.
+    fn search(&mut self, id: RequestId, key: SequenceKey, row: &Row<'_>) -> Result<(), EngineError> {
+        let Some(request) = self.requests.get_mut(&id) else { return Ok(()) };
+        let (turn, finished) = request.offer(key.index, row, &mut self.scratch)?;
+        match turn {
+            Turn::Waits => {}
+            Turn::Goes(next) => self.scheduler.branch(key, &next),
+            Turn::Ends(answers) => {
+                let mut prompt_logprobs = request.take_prompt_logprobs();
+                self.scheduler.branch(key, &[]);
+                self.remove(id);
+                answers.into_iter().for_each(|a| self.report(id, a, prompt_logprobs.take(), finished));
+            }
+        }
+        Ok(())
     }
 
     /// Chooses the next token of a sequence, and ends it where it is done.

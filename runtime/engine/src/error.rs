@@ -54,6 +54,19 @@ pub enum EngineError {
         /// Tokens whose KV fits.
         capacity: usize,
     },
+    /// A beam search that would not fit the KV cache even alone.
+    #[error(
+        "each of {beams} beams may take {tokens} tokens, prompt and answer together, but the KV cache has room for \
+         {capacity} of each · help: lower n or max_tokens, shorten the prompt, or raise --kv-cache-memory-bytes"
+    )]
+    BeamsNeverFit {
+        /// Beams of the request.
+        beams: u32,
+        /// Tokens of the prompt and of the longest answer asked for.
+        tokens: usize,
+        /// Tokens whose KV fits, for each beam.
+        capacity: usize,
+    },
     /// An empty prompt.
     #[error("the prompt is empty · help: give at least one token")]
     EmptyPrompt,

@@ -19,6 +19,7 @@
 //! - `unsafe` stands in [`device`] only.
 
 mod admission;
+mod beam;
 pub mod block_hash;
 pub mod block_pool;
 pub mod block_table;
@@ -43,6 +44,7 @@ pub mod stats;
 pub mod step;
 pub mod stop;
 pub mod team;
+mod text;
 pub mod tokenizer;
 
 pub use chat::{ChatError, ChatTemplate, Conversation};

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 pub const MAX_LOGPROBS: i32 = 20;
 /// Most sequences of one request.
 pub const MAX_N: u32 = 16384;
+/// Most beams of one request.
+pub const MAX_BEAM_WIDTH: u32 = 256;
 /// Below this a positive temperature overflows the softmax's range; it is raised to it.
 const MIN_TEMPERATURE: f32 = 1e-2;
 
@@ -31,8 +33,14 @@ pub struct ParamError {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingParams {
-    /// Sequences generated from the one prompt.
+    /// Sequences generated from the one prompt; under beam search also the number of beams.
     pub n: u32,
+    /// Looks for the likeliest answers, `n` beams wide, instead of drawing them: temperature, top_p, top_k, min_p and
+    /// seed have no say. Answers come when all are known, the best first.
+    pub use_beam_search: bool,
+    /// Beams are ranked by their log-probability, divided by the number of tokens, those of the prompt included and an
+    /// end token not, to this power.
+    pub length_penalty: f32,
     /// Divides the logits; 0 is greedy.
     pub temperature: f32,
     /// Mass of the most likely tokens that are kept, in (0, 1].
@@ -93,6 +101,8 @@ impl Default for SamplingParams {
     fn default() -> SamplingParams {
         SamplingParams {
             n: 1,
+            use_beam_search: false,
+            length_penalty: 1.0,
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
@@ -199,7 +209,18 @@ impl SamplingParams {
         check(p.top_k >= -1, "top_k", p.top_k, "at least 1, or 0 or -1 for all tokens")?;
         check(p.seed.is_none_or(|s| s >= -1), "seed", p.seed.unwrap_or(0), "at least 0, or -1 for a random one")?;
         check((1..=MAX_N).contains(&p.n), "n", p.n, format!("from 1 to {MAX_N}"))?;
-        check(p.n == 1 || !p.is_greedy(), "n", p.n, "1 when temperature is 0 (greedy answers are all the same)")
+        self.check_beams()
+    }
+
+    fn check_beams(&self) -> Result<(), ParamError> {
+        let SamplingParams { n, length_penalty, .. } = *self;
+        if !self.use_beam_search {
+            check(length_penalty == 1.0, "length_penalty", length_penalty, "1 unless use_beam_search is true")?;
+            let alike = "1 when temperature is 0 (greedy answers are all the same)";
+            return check(n == 1 || !self.is_greedy(), "n", n, alike);
+        }
+        check(length_penalty.is_finite(), "length_penalty", length_penalty, "a finite number")?;
+        check(n <= MAX_BEAM_WIDTH, "n", n, format!("from 1 to {MAX_BEAM_WIDTH} with use_beam_search"))
     }
 
     fn check_lengths(&self, max_model_len: u32) -> Result<(), ParamError> {
@@ -317,7 +338,7 @@ mod tests {
     fn every_name_is_read_back() {
         let p = SamplingParams { n: 2, logprobs: Some(-1), bad_words: vec!["x".into()], ..SamplingParams::default() };
         assert_eq!(SamplingParams::default().overridden(&object(&p)).unwrap(), p);
-        assert_eq!(SamplingParams::names().len(), 26);
+        assert_eq!(SamplingParams::names().len(), 28);
     }
 
     #[test]

@@ -3,16 +3,16 @@
 //! Invariants:
 //! - its first sequence computes the prompt; the others start when that is done;
 //! - an answer that has finished takes no more tokens;
-//! - text is given out only when no stop string can take it back.
+//! - a beam search has no answers before it ends, and then all.
 
 use crate::{
-    detokenize::Detokenizer,
+    beam::{BeamSearch, Turn},
     error::EngineError,
     forward::Row,
     output::{Finish, FinishReason, Logprob, Logprobs, Metrics, SequenceOutput, StopReason},
     sampler::{self, RankedToken, Sampler, SamplingRules, Scratch},
     sequence::{Sequence, SequenceKey},
-    stop::StopStrings,
+    text::Text,
     tokenizer::Tokenizer,
 };
 use std::{ops::Range, sync::Arc, time::Instant};
@@ -31,7 +31,7 @@ pub(crate) struct Rules {
 
 impl Rules {
     /// Whether the last of `num_tokens` tokens ends an answer, and how.
-    fn finish(&self, token: u32, num_tokens: usize) -> Option<Finish> {
+    pub(crate) fn finish(&self, token: u32, num_tokens: usize) -> Option<Finish> {
         let params = &self.sampling.params;
         let principal = self.eos_token_ids.first() == Some(&token);
         let ends = self.eos_token_ids.contains(&token) || params.stop_token_ids.contains(&token);
@@ -42,43 +42,13 @@ impl Rules {
         (num_tokens >= self.max_tokens).then_some(Finish { reason: FinishReason::Length, stop_reason: None })
     }
 
-    fn report(&self, tokens: Vec<RankedToken>) -> Result<Logprobs, EngineError> {
+    pub(crate) fn report(&self, tokens: Vec<RankedToken>) -> Result<Logprobs, EngineError> {
         let report = |t: RankedToken| {
             let decoded_token =
                 self.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&[t.id], false)).transpose()?;
             Ok(Logprob { token_id: t.id, logprob: t.logprob, rank: t.rank, decoded_token })
         };
         tokens.into_iter().map(report).collect()
-    }
-}
-
-/// Text of an answer.
-#[derive(Clone)]
-struct Text {
-    detokenizer: Detokenizer,
-    stops: StopStrings,
-}
-
-impl Text {
-    /// Takes a token and returns certain text; sets `finish` where a stop string ends the answer.
-    fn push(
-        &mut self,
-        token: u32,
-        may_stop: bool,
-        finish: &mut Option<Finish>,
-        keep_end: bool,
-    ) -> Result<String, EngineError> {
-        let ended = finish.as_ref().is_some_and(|f| f.reason == FinishReason::Stop);
-        let mut piece = if ended && !keep_end { String::new() } else { self.detokenizer.push(token)? };
-        if finish.is_some() {
-            piece += &self.detokenizer.finish()?;
-        }
-        let released = self.stops.push(&piece, may_stop);
-        if let Some(stop) = released.stopped_by {
-            *finish = Some(Finish { reason: FinishReason::Stop, stop_reason: Some(StopReason::Text(stop)) });
-            return Ok(released.text);
-        }
-        Ok(if finish.is_some() { released.text + &self.stops.finish() } else { released.text })
     }
 }
 
@@ -101,10 +71,7 @@ impl Answer {
         let num_tokens = self.sampler.output().len();
         let mut finish = rules.finish(token, num_tokens);
         let text = match &mut self.text {
-            Some(text) => {
-                let may_stop = num_tokens > params.min_tokens as usize;
-                text.push(token, may_stop, &mut finish, params.include_stop_str_in_output)?
-            }
+            Some(text) => text.push(token, &mut finish)?,
             None => String::new(),
         };
         let ranked = params.logprobs.map(|count| sampler::logprobs(row, token, count));
@@ -123,6 +90,8 @@ pub(crate) struct Request {
     rules: Rules,
     prompt: Vec<u32>,
     answers: Vec<Answer>,
+    /// Instead of answers, while a beam search goes on.
+    beams: Option<BeamSearch>,
     prompt_logprobs: Option<Vec<Option<Logprobs>>>,
     metrics: Metrics,
 }
@@ -141,8 +110,12 @@ impl Request {
             num_preemptions: 0,
         };
         let prompt_logprobs = rules.sampling.params.prompt_logprobs.map(|_| vec![None]);
-        let answers = vec![Answer::new(0, &rules, text(&rules, &prompt)?)];
-        Ok(Request { key, deadline: None, rules, prompt, answers, prompt_logprobs, metrics })
+        let text = text(&rules, &prompt)?;
+        let (answers, beams) = match rules.sampling.params.use_beam_search {
+            true => (vec![], Some(BeamSearch::new(&rules, prompt.len(), text))),
+            false => (vec![Answer::new(0, &rules, text)], None),
+        };
+        Ok(Request { key, deadline: None, rules, prompt, answers, beams, prompt_logprobs, metrics })
     }
 
     /// The key of its sequence `index`.
@@ -158,6 +131,28 @@ impl Request {
 
     pub(crate) fn note_preempted(&mut self) {
         self.metrics.num_preemptions += 1;
+        self.beams.iter_mut().for_each(BeamSearch::forget_offers);
+    }
+
+    /// Whether its sequences are beams.
+    pub(crate) fn searches(&self) -> bool {
+        self.beams.is_some()
+    }
+
+    /// Takes the logits after the last token of beam `index`.
+    pub(crate) fn offer(
+        &mut self,
+        index: u32,
+        row: &Row<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(Turn, Option<Metrics>), EngineError> {
+        let now = Instant::now();
+        self.metrics.first_token.get_or_insert(now);
+        let Some(beams) = &mut self.beams else { return Ok((Turn::Waits, None)) };
+        let turn = beams.offer(&self.rules, index, row, scratch)?;
+        let Turn::Ends(answers) = &turn else { return Ok((turn, None)) };
+        self.metrics.num_generated_tokens = answers.iter().map(|a| a.token_ids.len() as u32).sum();
+        Ok((turn, Some(Metrics { finished: now, ..self.metrics })))
     }
 
     /// Which sequences the logits after the last token of sequence `index` are for: all where the prompt has just been
@@ -220,9 +215,6 @@ impl Request {
 }
 
 fn text(rules: &Rules, prompt: &[u32]) -> Result<Option<Text>, EngineError> {
-    let Some(tokenizer) = rules.tokenizer.clone() else { return Ok(None) };
-    let p = &rules.sampling.params;
-    let stops = p.stop.iter().map(|s| Arc::from(s.as_str())).collect();
-    let detokenizer = Detokenizer::new(tokenizer, prompt, p.skip_special_tokens, p.spaces_between_special_tokens)?;
-    Ok(Some(Text { detokenizer, stops: StopStrings::new(stops, p.include_stop_str_in_output) }))
+    let text = |tokenizer: &Arc<Tokenizer>| Text::new(tokenizer.clone(), prompt, &rules.sampling.params);
+    Ok(rules.tokenizer.as_ref().map(text).transpose()?)
 }

@@ -75,15 +75,24 @@ impl Sampler {
 
     /// Chooses the next token and notes it.
     pub fn sample(&mut self, row: &Row<'_>, scratch: &mut Scratch) -> u32 {
-        let token = if self.changes_logits() {
-            self.change(row.logits, &mut scratch.logits);
-            self.choose(&Row::of_changed(&scratch.logits, &mut scratch.block_max))
-        } else {
-            self.choose(row)
-        };
+        let token = self.choose(&self.changed(row, scratch).unwrap_or(*row));
+        self.note(token);
+        token
+    }
+
+    /// The row with bias, penalties and what must not be chosen; `None` where that is the row as it is.
+    pub fn changed<'a>(&self, row: &Row<'_>, scratch: &'a mut Scratch) -> Option<Row<'a>> {
+        if !self.changes_logits() {
+            return None;
+        }
+        self.change(row.logits, &mut scratch.logits);
+        Some(Row::of_changed(&scratch.logits, &mut scratch.block_max))
+    }
+
+    /// Notes the next token, which somebody else chose.
+    pub fn note(&mut self, token: u32) {
         self.output.push(token);
         *self.counts.entry(token).or_default() += 1;
-        token
     }
 
     fn params(&self) -> &SamplingParams {
@@ -224,6 +233,10 @@ fn candidates(row: &Row<'_>, weights: &Weights, p: &SamplingParams) -> Vec<(u32,
     };
     if p.top_k > 0 {
         let kept = weighted(row.top_and_equals(p.top_k as usize));
+        if p.top_p >= 1.0 {
+            // All of it, though the last may be too little to change the sum.
+            return kept;
+        }
         let total = kept.iter().map(|(_, w)| w).sum();
         return nucleus(&kept, f64::from(p.top_p), total).unwrap_or(kept);
     }
@@ -257,17 +270,17 @@ fn choose_of(candidates: &[(u32, f64)], u: f64) -> u32 {
 
 /// The log-probability of `token`, then those of the `count` most likely, without repetition; -1 is all.
 pub fn logprobs(row: &Row<'_>, token: u32, count: i32) -> Vec<RankedToken> {
-    let count = usize::try_from(count).unwrap_or(row.logits.len());
+    ranked(row, token, &row.top(usize::try_from(count).unwrap_or(row.logits.len())))
+}
+
+/// The log-probability of `token`, then those of the others of `top`, the most likely in order.
+pub fn ranked(row: &Row<'_>, token: u32, top: &[TokenLogit]) -> Vec<RankedToken> {
     let logprob = |logit: f32| logit - row.logsumexp;
-    let mut ranked =
-        vec![RankedToken { id: token, logprob: logprob(row.logits[token as usize]), rank: row.rank(token) }];
-    for (rank, t) in (1..).zip(row.top(count)) {
-        match t.id == token {
-            true => ranked[0].rank = rank,
-            false => ranked.push(RankedToken { id: t.id, logprob: logprob(t.logit), rank }),
-        }
-    }
-    ranked
+    let rank = (1..).zip(top).find(|(_, t)| t.id == token).map_or_else(|| row.rank(token), |(rank, _)| rank);
+    let mut all = vec![RankedToken { id: token, logprob: logprob(row.logits[token as usize]), rank }];
+    let others = (1..).zip(top).filter(|(_, t)| t.id != token);
+    all.extend(others.map(|(rank, t)| RankedToken { id: t.id, logprob: logprob(t.logit), rank }));
+    all
 }
 
 #[cfg(test)]

@@ -3,9 +3,12 @@
 //! Running sequences come first, oldest first, each with as many uncomputed tokens as the budget allows: one for a
 //! decode, a chunk for a prefill. Then waiting ones are admitted; they begin behind the KV that is found of them. Where
 //! blocks run out, the newest running sequence is preempted: it loses its blocks and computes its tokens again later.
+//! The beams of a request are admitted, preempted and given blocks as one: each waits for the others between two steps
+//! of the search, so it must not be that some hold blocks that the others wait for.
 //!
 //! Invariants:
 //! - `running` is sorted by [`SequenceKey`]; only running sequences hold blocks;
+//! - the beams of a request all run or all wait, and have the indices from 0 on;
 //! - a step has at most `max_num_batched_tokens` tokens, `max_num_seqs` sequences and `max_logits` rows of logits;
 //! - a running sequence holds the blocks of all its tokens, computed or not;
 //! - the oldest sequence goes on in every step, so every sequence finishes.
@@ -17,23 +20,38 @@ use crate::{
     sequence::{Sequence, SequenceKey},
     stats::Stats,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// What is left of a step's bounds.
 struct Budget {
     tokens: usize,
     rows: usize,
+    seqs: usize,
 }
 
 impl Budget {
-    fn chunk(&self, sequence: &Sequence) -> usize {
-        sequence.tokens_within(self.tokens, self.rows)
+    fn of(limits: &Limits) -> Budget {
+        Budget {
+            tokens: limits.max_num_batched_tokens as usize,
+            rows: limits.max_logits as usize,
+            seqs: limits.max_num_seqs as usize,
+        }
     }
 
-    fn spend(&mut self, sequence: &mut Sequence, chunk: usize) {
+    fn is_spent(&self) -> bool {
+        self.tokens == 0 || self.seqs == 0
+    }
+
+    fn chunk(&self, sequence: &Sequence) -> usize {
+        if self.is_spent() { 0 } else { sequence.tokens_within(self.tokens, self.rows) }
+    }
+
+    fn spend(&mut self, sequence: &mut Sequence) {
+        let chunk = self.chunk(sequence);
         sequence.num_scheduled_tokens = chunk;
         self.tokens -= chunk;
         self.rows -= sequence.rows(chunk).count();
+        self.seqs -= usize::from(chunk > 0);
     }
 }
 
@@ -95,9 +113,7 @@ impl Scheduler {
 
     /// Chooses the tokens of the next step: sets `num_scheduled_tokens`, and returns the copies to make before it.
     pub fn schedule(&mut self) -> Vec<BlockCopy> {
-        let limits = self.limits;
-        let mut budget = Budget { tokens: limits.max_num_batched_tokens as usize, rows: limits.max_logits as usize };
-        let mut copies = vec![];
+        let (mut budget, mut copies) = (Budget::of(&self.limits), vec![]);
         self.preempted.clear();
         self.schedule_running(&mut budget, &mut copies);
         if self.preempted.is_empty() {
@@ -145,6 +161,28 @@ impl Scheduler {
         }
     }
 
+    /// Replaces the running beams of the request that `key` is of: the new beam `i` is what beam `next[i].0` was, and the
+    /// token `next[i].1`.
+    pub fn branch(&mut self, key: SequenceKey, next: &[(u32, u32)]) {
+        let all = self.running_of(key);
+        let start = all.start;
+        let mut old: Vec<Option<Sequence>> = self.running.drain(all).map(Some).collect();
+        let mut new = vec![];
+        for (i, (parent, token)) in next.iter().enumerate() {
+            let parent = *parent as usize;
+            let last_use = next[i + 1..].iter().all(|(other, _)| *other as usize != parent);
+            let Some(mut beam) = (if last_use { old[parent].take() } else { old[parent].clone() }) else { continue };
+            if !last_use {
+                self.tables.share(&beam);
+            }
+            beam.key.index = i as u32;
+            beam.token_ids.push(*token);
+            new.push(beam);
+        }
+        old.into_iter().flatten().for_each(|mut beam| self.tables.release(&mut beam));
+        self.running.splice(start..start, new);
+    }
+
     /// Takes a sequence out and frees what it held.
     pub fn remove(&mut self, key: SequenceKey) -> Option<Sequence> {
         let mut sequence = match self.position(key) {
@@ -164,52 +202,111 @@ impl Scheduler {
         self.running.insert(at, sequence);
     }
 
+    /// The running sequences of the request that `key` is of.
+    fn running_of(&self, key: SequenceKey) -> Range<usize> {
+        let request = key.request();
+        let start = self.running.partition_point(|s| s.key.request() < request);
+        start..start + self.running[start..].partition_point(|s| s.key.request() == request)
+    }
+
+    /// The running sequences that hold blocks together with sequence `i`: itself, or all beams.
+    fn together(&self, i: usize) -> Range<usize> {
+        match &self.running[i] {
+            beam if beam.beam => self.running_of(beam.key),
+            _ => i..i + 1,
+        }
+    }
+
     fn schedule_running(&mut self, budget: &mut Budget, copies: &mut Vec<BlockCopy>) {
         let mut i = 0;
-        while i < self.running.len() && budget.tokens > 0 {
-            let sequence = &mut self.running[i];
-            let chunk = budget.chunk(sequence);
-            if chunk > 0 && !self.tables.reserve(sequence, copies) {
+        while i < self.running.len() && !budget.is_spent() {
+            let together = self.together(i);
+            let beams = &mut self.running[together.clone()];
+            if !beams.iter_mut().all(|s| reserve(&mut self.tables, s, budget, copies)) {
                 self.preempt_newest();
                 continue;
             }
-            budget.spend(sequence, chunk);
-            self.tables.remember(sequence);
-            i += 1;
+            for sequence in beams {
+                budget.spend(sequence);
+                self.tables.remember(sequence);
+            }
+            i = together.end;
         }
     }
 
     fn admit_waiting(&mut self, budget: &mut Budget) {
-        while self.running.len() < self.limits.max_num_seqs as usize && budget.tokens > 0 {
-            let Some((key, mut sequence)) = self.waiting.pop_first() else { return };
-            if !self.admit(&mut sequence, budget) {
-                self.waiting.insert(key, sequence);
-                return;
+        while !budget.is_spent() {
+            let mut together = self.next_waiting();
+            if !self.admit(&mut together, budget) {
+                return self.waiting.extend(together.into_iter().map(|s| (s.key, s)));
             }
-            self.insert_running(sequence);
+            together.into_iter().for_each(|s| self.insert_running(s));
+        }
+    }
+
+    /// Takes the oldest waiting sequence out, or all beams of its request.
+    fn next_waiting(&mut self) -> Vec<Sequence> {
+        let mut next: Vec<Sequence> = self.waiting.pop_first().into_iter().map(|(_, s)| s).collect();
+        while let Some(entry) = self.waiting.first_entry() {
+            if next.first().is_none_or(|s| !s.beam || s.key.request() != entry.key().request()) {
+                break;
+            }
+            next.push(entry.remove());
+        }
+        next
+    }
+
+    /// Gives waiting sequences blocks, and chunks as far as the step has room. False, and nothing done, where there are
+    /// none, or not enough of either.
+    fn admit(&mut self, together: &mut [Sequence], budget: &mut Budget) -> bool {
+        let fits = self.running.len() + together.len() <= self.limits.max_num_seqs as usize;
+        match together {
+            [] => false,
+            [sequence] => fits && self.admit_one(sequence, budget),
+            // Together they may need more sequences than a step has; then they are computed in several.
+            beams => {
+                let room = fits || self.running.is_empty();
+                room && self.tables.have_room_for(beams) && beams.iter_mut().all(|s| self.admit_beam(s, budget))
+            }
         }
     }
 
     /// Gives a waiting sequence blocks and a chunk. False, and nothing done, where there is no room for it.
-    fn admit(&mut self, sequence: &mut Sequence, budget: &mut Budget) -> bool {
+    fn admit_one(&mut self, sequence: &mut Sequence, budget: &mut Budget) -> bool {
         let found = self.tables.find(sequence);
         sequence.num_computed_tokens = found.len() * self.limits.block_size as usize;
-        let chunk = budget.chunk(sequence);
-        if chunk == 0 || !self.tables.admit(sequence, &found) {
+        if budget.chunk(sequence) == 0 || !self.tables.admit(sequence, &found) {
             sequence.num_computed_tokens = 0;
             return false;
         }
-        budget.spend(sequence, chunk);
+        budget.spend(sequence);
         self.tables.remember(sequence);
         true
     }
 
+    /// Gives a waiting beam blocks, which are there, and a chunk where the step has room.
+    fn admit_beam(&mut self, beam: &mut Sequence, budget: &mut Budget) -> bool {
+        let found = self.tables.find(beam);
+        beam.num_computed_tokens = found.len() * self.limits.block_size as usize;
+        let admitted = self.tables.admit(beam, &found);
+        budget.spend(beam);
+        self.tables.remember(beam);
+        admitted
+    }
+
     fn preempt_newest(&mut self) {
-        if let Some(mut sequence) = self.running.pop() {
+        let Some(newest) = self.running.len().checked_sub(1) else { return };
+        for mut sequence in self.running.drain(self.together(newest)).collect::<Vec<_>>() {
             self.tables.release(&mut sequence);
             self.preempted.push(sequence.request_id);
             self.counted.num_preemptions += 1;
             self.add(sequence);
         }
     }
+}
+
+/// Gives a running sequence the blocks of all its tokens, where it has any to compute. False where there are too few.
+fn reserve(tables: &mut BlockTables, s: &mut Sequence, budget: &Budget, copies: &mut Vec<BlockCopy>) -> bool {
+    let wanted = if s.beam { s.num_uncomputed_tokens() > 0 } else { budget.chunk(s) > 0 };
+    !wanted || tables.reserve(s, copies)
 }

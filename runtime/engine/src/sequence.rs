@@ -47,8 +47,17 @@ pub struct Sequence {
     pub num_cached_tokens: Option<usize>,
     /// Shares KV only with sequences of the same salt.
     pub cache_salt: Option<Arc<str>>,
+    /// Whether it is a beam: the beams of a request hold blocks together or not at all.
+    pub beam: bool,
     /// Of its first full blocks, as far as anybody asked.
     block_hashes: Vec<BlockHash>,
+}
+
+impl SequenceKey {
+    /// Names the request: all its sequences have it.
+    pub fn request(self) -> (i32, u64) {
+        (self.priority, self.arrival)
+    }
 }
 
 impl Sequence {
@@ -66,6 +75,7 @@ impl Sequence {
             prompt_rows_from: if prompt_logprobs { 0 } else { num_prompt_tokens },
             num_cached_tokens: None,
             cache_salt: None,
+            beam: false,
             block_hashes: vec![],
         }
     }

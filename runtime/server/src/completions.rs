@@ -42,8 +42,8 @@ pub async fn prepare(app: &App, request: CompletionRequest, head: Head) -> Resul
     let extras = app.extras(&common, &params, prompts);
     let job = Job { prompts: extras.prompts.iter().map(|p| p.token_ids.clone()).collect(), params };
     let offsets = vec![0; job.prompts.len() * job.params.n as usize];
-    let encoder = app.served().encoder.clone();
-    Ok((job, CompletionWriter { head, extras, encoder, n, echo, prompt_only, logprobs, offsets }))
+    let (encoder, beams) = (app.served().encoder.clone(), job.params.use_beam_search);
+    Ok((job, CompletionWriter { head, extras, encoder, n, echo, prompt_only, beams, logprobs, offsets }))
 }
 
 fn check(app: &App, own: &CompletionFields, common: &Common, n: u32) -> Result<(), ApiError> {
@@ -78,8 +78,10 @@ fn set_params(params: &mut SamplingParams, own: &CompletionFields, echo: bool) {
     }
     let best_of = own.best_of.unwrap_or(params.n);
     if best_of > params.n {
-        // The best is told by its log-probabilities.
-        params.logprobs.get_or_insert(0);
+        // The best is told by its log-probabilities; beams come with the best first.
+        if !params.use_beam_search {
+            params.logprobs.get_or_insert(0);
+        }
         params.n = best_of;
     }
 }
@@ -104,6 +106,8 @@ pub struct CompletionWriter {
     echo: bool,
     /// The answer is the prompt alone.
     prompt_only: bool,
+    /// Whether the answers are beams.
+    beams: bool,
     /// Whether log-probabilities were asked for.
     logprobs: bool,
     /// Of each choice: characters written so far.
@@ -185,10 +189,10 @@ impl CompletionWriter {
         if self.extras.tokens_as_ids { Ok(format!("token_id:{id}")) } else { self.encoder.decode(&[id]) }
     }
 
-    /// The `n` likeliest answers of those computed, in the order of their likelihood per token.
+    /// The `n` likeliest answers of those computed, in the order of their likelihood per token; of beams the first.
     fn pick(&self, output: &mut Output) {
-        if output.sequences.len() <= self.n as usize {
-            return;
+        if self.beams || output.sequences.len() <= self.n as usize {
+            return output.sequences.truncate(self.n as usize);
         }
         output.sequences.sort_by(|a, b| mean_logprob(b).total_cmp(&mean_logprob(a)));
         output.sequences.truncate(self.n as usize);

@@ -131,6 +131,7 @@ impl From<EngineError> for ApiError {
                 ApiError::field("prompt", message)
             }
             EngineError::NeverFits { .. } => ApiError::field("max_tokens", message),
+            EngineError::BeamsNeverFit { .. } => ApiError::field("n", message),
             EngineError::NoTokenizer(_) => ApiError::bad_request(message),
             _ => ApiError::internal(message),
         }

@@ -58,7 +58,6 @@ const RULES: &[Rule] = &[
     rule("guided_whitespace_pattern", Neutral::Null),
     rule("include_reasoning", Neutral::True),
     rule("kv_transfer_params", Neutral::Empty),
-    rule("length_penalty", Neutral::Number(1.0)),
     rule("logprob_token_ids", Neutral::Empty),
     rule("media_io_kwargs", Neutral::Empty),
     rule("mm_processor_kwargs", Neutral::Empty),
@@ -72,7 +71,6 @@ const RULES: &[Rule] = &[
     rule("structured_outputs", Neutral::Empty),
     rule("suffix", Neutral::Text(&[""])),
     rule("thinking_token_budget", Neutral::Null),
-    rule("use_beam_search", Neutral::False),
     rule("vllm_xargs", Neutral::Empty),
     rule("watermarking", Neutral::Null),
 ];

@@ -16,9 +16,14 @@ const MOST_TEXT: usize = 1 << 16;
 /// How tokens are chosen and when an answer ends.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct Sampling {
-    /// Answers to each prompt.
+    /// Answers to each prompt; under beam search also the number of beams.
     #[schema(minimum = 1)]
     pub n: Option<u32>,
+    /// Looks for the likeliest answers instead of drawing them: temperature, top_p, top_k, min_p and seed have no say. A
+    /// stream has each answer whole.
+    pub use_beam_search: Option<bool>,
+    /// Beams are ranked by log-probability / length ^ this, the prompt counted; only with use_beam_search.
+    pub length_penalty: Option<f32>,
     /// Divides the logits; 0 is greedy.
     #[schema(minimum = 0.0)]
     pub temperature: Option<f32>,
@@ -107,6 +112,8 @@ impl Sampling {
         self.check_sizes()?;
         let mut p = defaults.clone();
         set(&mut p.n, self.n);
+        set(&mut p.use_beam_search, self.use_beam_search);
+        set(&mut p.length_penalty, self.length_penalty);
         set(&mut p.temperature, self.temperature);
         set(&mut p.top_p, self.top_p);
         set(&mut p.top_k, self.top_k);

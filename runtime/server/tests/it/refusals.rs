@@ -30,7 +30,7 @@ async fn fields_that_cannot_be_honoured_are_named() {
         ("max_tokens", json!(256)),
         ("max_tokens", json!(-1)),
         ("suffix", json!("x")),
-        ("use_beam_search", json!(true)),
+        ("use_beam_search", json!("yes")),
         ("length_penalty", json!(2)),
         ("structured_outputs", json!({"regex": "a"})),
         ("guided_json", json!({})),
