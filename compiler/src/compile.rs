@@ -219,6 +219,7 @@ impl<'a> Compilation<'a> {
             max_model_len: self.limits.max_model_len as u32,
             bos_token_id: facts.bos_token_id,
             eos_token_ids: self.model.eos_token_ids(),
+            parsers: Some(self.model.parsers()),
         }
     }
 

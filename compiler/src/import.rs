@@ -9,7 +9,7 @@ use crate::{
     hub,
     options::{DTypeChoice, Options, WeightsMode},
 };
-use rvllm_artifact::{Checkpoint, DummySource, Source, plan};
+use rvllm_artifact::{Checkpoint, DummySource, Source, parsers::Parsers, plan};
 use rvllm_ir::{
     DType,
     graph::{Graph, Op, ValueId},
@@ -179,9 +179,17 @@ impl Model {
 
     /// Tokens that end an answer: generation_config.json's, else the config's.
     pub(crate) fn eos_token_ids(&self) -> Vec<u32> {
-        let of = |name: &str| self.files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.as_slice());
-        let generation = of("generation_config.json").and_then(eos).unwrap_or_default();
+        let generation = self.file("generation_config.json").and_then(eos).unwrap_or_default();
         if generation.is_empty() { self.architecture.facts().eos_token_ids.clone() } else { generation }
+    }
+
+    /// How it writes tool calls and reasoning, as its chat template shows.
+    pub(crate) fn parsers(&self) -> Parsers {
+        Parsers::of_files(self.file("chat_template.jinja"), self.file("tokenizer_config.json"))
+    }
+
+    fn file(&self, name: &str) -> Option<&[u8]> {
+        self.files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.as_slice())
     }
 }
 

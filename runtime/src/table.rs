@@ -8,6 +8,7 @@ pub use rvllm_artifact::amount::size;
 use rvllm_artifact::{
     amount::count,
     manifest::Weights,
+    parsers::{Parsers, ReasoningParser, ToolParser},
     plan::{Expr, Plan, Variant},
 };
 use std::fmt::Write;
@@ -49,9 +50,16 @@ fn header(report: &Report<'_>) -> String {
             ),
         ),
         row("weights", weights(report.weights)),
+        row("parsers", m.parsers.map_or_else(|| "not recorded".to_string(), parsers)),
     ];
     // Without the margin of tables below a heading.
     columns(rows.into_iter()).lines().map(|l| l.trim_start().to_string() + "\n").collect()
+}
+
+fn parsers(parsers: Parsers) -> String {
+    let tool_call = parsers.tool_call.map_or("none", ToolParser::name);
+    let reasoning = parsers.reasoning.map_or("none", ReasoningParser::name);
+    format!("{tool_call} for tool calls, {reasoning} for reasoning")
 }
 
 fn weights(weights: &Weights) -> String {

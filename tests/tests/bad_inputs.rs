@@ -128,7 +128,7 @@ fn version(bytes: &mut [u8], version: &str) {
     let text = std::str::from_utf8(&bytes[start..end]).expect("the manifest is UTF-8").trim_end_matches('\0');
     let range = start..start + text.rfind('}').expect("the manifest is an object") + 1;
     let old = crc32(&bytes[range.clone()]).to_le_bytes();
-    replace(&mut bytes[range.clone()], "1.0", version);
+    replace(&mut bytes[range.clone()], rvllm_artifact::manifest::FORMAT, version);
     let new = crc32(&bytes[range]).to_le_bytes();
     for at in 0..bytes.len() - 4 {
         if bytes[at..at + 4] == old {

@@ -43,6 +43,7 @@ pub mod manifest;
 mod map;
 pub mod open;
 mod panel;
+pub mod parsers;
 pub mod plan;
 pub mod recipe;
 pub mod source;

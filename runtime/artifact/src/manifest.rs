@@ -1,11 +1,11 @@
 //! `manifest.json`: what the artifact is, for which hardware, with which weights.
 
-use crate::plan::DType;
+use crate::{parsers::Parsers, plan::DType};
 use serde::{Deserialize, Serialize};
 
 /// Version of the format. Readers take the same major and older minors.
 ///
-/// 1.1: kernels for GPUs ([`crate::gpu`]).
+/// 1.1: kernels for GPUs ([`crate::gpu`]); how the model writes tool calls and reasoning ([`Model::parsers`]).
 pub const FORMAT: &str = "1.1";
 
 /// [`Target::arch`] of NVIDIA GPUs.
@@ -59,6 +59,9 @@ pub struct Model {
     pub bos_token_id: Option<u32>,
     /// Tokens that end an answer, from generation_config.json, else from config.json.
     pub eos_token_ids: Vec<u32>,
+    /// How it writes tool calls and reasoning, told from its chat template; not said before format 1.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parsers: Option<Parsers>,
 }
 
 /// Shape of the paged KV cache.

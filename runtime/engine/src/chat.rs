@@ -3,9 +3,11 @@
 //! Invariants:
 //! - a template is untrusted: it runs with bounded work and depth, and reads nothing but the conversation;
 //! - text is as transformers renders it: Python's string methods, its JSON, blocks trimmed;
+//! - messages reach the template in the form that it reads: see [`messages`];
 //! - the text has its own special tokens: it is encoded without adding any.
 
 mod json;
+mod messages;
 mod strftime;
 
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
@@ -41,7 +43,7 @@ pub enum ChatError {
 /// What a template renders.
 #[derive(Clone, Debug, Default)]
 pub struct Conversation<'a> {
-    /// Objects with `role` and `content` and whatever else the template reads.
+    /// Objects with `role` and `content` and whatever else the template reads; arguments of tool calls are objects.
     pub messages: &'a [Value],
     /// Ends the text with the start of the assistant's turn.
     pub add_generation_prompt: bool,
@@ -56,6 +58,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: Map<String, Value>,
     has_tool_use: bool,
+    /// It asks whether a message has content.
+    knows_null: bool,
 }
 
 impl ChatTemplate {
@@ -81,7 +85,8 @@ impl ChatTemplate {
             return Err(ChatError::NoTemplate);
         }
         let has_tool_use = templates.iter().any(|(name, _)| name == "tool_use");
-        Ok(ChatTemplate { environment, special_tokens: special_tokens(&config), has_tool_use })
+        let knows_null = templates.iter().any(|(_, text)| messages::asks_for_null(text));
+        Ok(ChatTemplate { environment, special_tokens: special_tokens(&config), has_tool_use, knows_null })
     }
 
     /// The conversation as text; encode it without adding special tokens.
@@ -89,9 +94,19 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses the conversation (its own message), or exceeds its limits.
     pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, ChatError> {
+        let told = messages::with_content(conversation.messages, self.knows_null);
+        let rendered = self.render_messages(conversation, &told);
+        match messages::with_text_arguments(&told).filter(|_| rendered.is_err()) {
+            // The first error is about the form that most templates read.
+            Some(told) => self.render_messages(conversation, &told).or(rendered),
+            None => rendered,
+        }
+    }
+
+    fn render_messages(&self, conversation: &Conversation<'_>, messages: &[Value]) -> Result<String, ChatError> {
         let name = if self.has_tool_use && conversation.tools.is_some() { "tool_use" } else { "default" };
         let mut variables = self.special_tokens.clone();
-        variables.insert("messages".to_string(), conversation.messages.into());
+        variables.insert("messages".to_string(), messages.into());
         variables.insert("tools".to_string(), conversation.tools.map_or(Value::Null, Value::from));
         variables.insert("documents".to_string(), Value::Null);
         variables.insert("add_generation_prompt".to_string(), conversation.add_generation_prompt.into());

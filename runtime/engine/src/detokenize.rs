@@ -24,6 +24,8 @@ const MOST_HELD: usize = 3;
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special_tokens: bool,
+    /// Special tokens that are not skipped.
+    kept: Arc<[u32]>,
     space_between_added: bool,
     window: Vec<u32>,
     /// Tokens at the window's start whose text has been given out.
@@ -53,8 +55,19 @@ impl Detokenizer {
             space_between_added: skip_special_tokens || spaces_between_special_tokens,
             tokenizer,
             skip_special_tokens,
+            kept: Arc::default(),
             window,
         })
+    }
+
+    /// Keeps these special tokens in the text while others are skipped. To be said before the first token.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder refuses the prompt.
+    pub fn keeping(mut self, kept: Arc<[u32]>) -> Result<Detokenizer, TokenizerError> {
+        self.kept = kept;
+        self.given = complete(&self.decode(&self.window)?).to_string();
+        Ok(self)
     }
 
     /// Takes the next token and returns the text that is certain by now.
@@ -91,7 +104,12 @@ impl Detokenizer {
     }
 
     fn decode(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
-        self.tokenizer.decode(tokens, self.skip_special_tokens)
+        if !self.skip_special_tokens || self.kept.is_empty() {
+            return self.tokenizer.decode(tokens, self.skip_special_tokens);
+        }
+        let shown = |id: &u32| self.kept.contains(id) || !self.tokenizer.is_special(*id);
+        let shown: Vec<u32> = tokens.iter().copied().filter(shown).collect();
+        self.tokenizer.decode(&shown, false)
     }
 
     /// What `text` has beyond what was given out, which grows by it.
@@ -189,6 +207,15 @@ mod tests {
             (texts.concat().as_str(), &texts[1], texts[6].as_str()),
             ("é\u{fffd}\u{fffd}a\u{fffd}", &"é".to_string(), "\u{fffd}")
         );
+    }
+
+    #[test]
+    fn some_special_tokens_are_kept_where_others_are_skipped() {
+        let d = Detokenizer::new(Arc::new(byte_level()), &[256, 258], true, true).unwrap();
+        let mut d = d.keeping([258].into()).unwrap();
+        let tokens = d.tokenizer.encode("a<s>b<sep></s>c<sep>", false).unwrap();
+        let text: String = tokens.iter().map(|t| d.push(*t).unwrap()).collect();
+        assert_eq!(text + &d.finish().unwrap(), "ab<sep>c<sep>");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Most alternatives that `logprobs` and `prompt_logprobs` may ask for, short of -1 (the whole vocabulary).
 pub const MAX_LOGPROBS: i32 = 20;
@@ -84,6 +84,9 @@ pub struct SamplingParams {
     pub prompt_logprobs: Option<i32>,
     /// Leaves special tokens out of the text.
     pub skip_special_tokens: bool,
+    /// Special tokens that are not left out: markup which whoever reads the text looks for.
+    #[serde(skip)]
+    pub kept_special_tokens: Arc<[u32]>,
     /// Puts spaces between adjacent special tokens, where the tokenizer does.
     pub spaces_between_special_tokens: bool,
     /// Makes text; without it there are token ids only.
@@ -123,6 +126,7 @@ impl Default for SamplingParams {
             logprobs: None,
             prompt_logprobs: None,
             skip_special_tokens: true,
+            kept_special_tokens: Arc::default(),
             spaces_between_special_tokens: true,
             detokenize: true,
             truncate_prompt_tokens: None,

@@ -33,8 +33,9 @@ impl Text {
         let SamplingParams { skip_special_tokens, spaces_between_special_tokens, .. } = *params;
         let stops = params.stop.iter().map(|s| Arc::from(s.as_str())).collect();
         let include_stop = params.include_stop_str_in_output;
+        let detokenizer = Detokenizer::new(tokenizer, prompt, skip_special_tokens, spaces_between_special_tokens)?;
         Ok(Text {
-            detokenizer: Detokenizer::new(tokenizer, prompt, skip_special_tokens, spaces_between_special_tokens)?,
+            detokenizer: detokenizer.keeping(params.kept_special_tokens.clone())?,
             stops: StopStrings::new(stops, include_stop),
             include_stop,
             min_tokens: params.min_tokens as usize,

@@ -33,6 +33,7 @@ pub enum TokenizerError {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     added: BTreeSet<u32>,
+    special: BTreeSet<u32>,
 }
 
 impl Tokenizer {
@@ -49,8 +50,9 @@ impl Tokenizer {
         // Files carry the truncation and padding of their training; a prompt is encoded whole.
         inner.with_truncation(None).map_err(|e| TokenizerError::Unreadable(e.to_string()))?;
         inner.with_padding(None);
-        let added = inner.get_added_tokens_decoder().keys().copied().collect();
-        Ok(Tokenizer { inner, added })
+        let tokens = inner.get_added_tokens_decoder();
+        let special = tokens.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        Ok(Tokenizer { added: tokens.keys().copied().collect(), special, inner })
     }
 
     /// The tokens of a text. `add_special_tokens` adds what the model's post-processor says, such as the first token
@@ -85,6 +87,11 @@ impl Tokenizer {
     /// Whether the token was added to the vocabulary whole, as special tokens are.
     pub fn is_added(&self, id: u32) -> bool {
         self.added.contains(&id)
+    }
+
+    /// Whether the token is special: left out of a text where special tokens are skipped.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
     }
 
     /// Tokens of the vocabulary, added ones included.

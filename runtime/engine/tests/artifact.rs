@@ -95,6 +95,7 @@ fn manifest() -> Manifest {
             max_model_len: 40,
             bos_token_id: None,
             eos_token_ids: vec![2],
+            parsers: None,
         },
         kv_cache: KvCache {
             block_size: 4,

@@ -3,6 +3,7 @@
 use rvllm_artifact::{
     Artifact, Checkpoint, DummySource, Source, Writer,
     manifest::{KvCache, Manifest, Model, Target, Weights},
+    parsers::{Parsers, ToolParser},
     plan::{Arg, Buffer, DType, Expr, Input, Kernel, Launch, Outputs, Plan, Sym, Variant, Weight},
     recipe::Recipe,
 };
@@ -121,6 +122,7 @@ pub(crate) fn manifest(weights: Weights) -> Manifest {
             max_model_len: 64,
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
+            parsers: Some(Parsers { tool_call: Some(ToolParser::Hermes), reasoning: None }),
         },
         kv_cache: KvCache {
             block_size: 16,

@@ -3,7 +3,8 @@
 use crate::model::*;
 use rvllm_artifact::{
     Artifact, Checkpoint, LoadedWeights, Source, WeightsFrom, Writer, execute,
-    manifest::{FORMAT, Weights},
+    manifest::{FORMAT, Manifest, Weights},
+    parsers::ToolParser,
     plan::Weight,
 };
 use std::{fs, io::Read, ops::ControlFlow, path::Path};
@@ -22,6 +23,17 @@ fn what_was_written_is_read() {
     let names: Vec<_> = artifact.entries().map(|(name, _)| name).collect();
     assert_eq!((names[0], names[6]), ("manifest.json", WEIGHTS));
     artifact.verify().unwrap();
+}
+
+#[test]
+fn a_manifest_of_an_older_minor_says_nothing_of_parsers() {
+    let bytes = artifact(embedded());
+    let written = open(&bytes).unwrap().manifest().clone();
+    assert_eq!(written.model.parsers.map(|p| p.tool_call), Some(Some(ToolParser::Hermes)));
+    let mut older = serde_json::to_value(&written).unwrap();
+    older["model"].as_object_mut().unwrap().remove("parsers");
+    let older: Manifest = serde_json::from_value(older).unwrap();
+    assert_eq!(older.model.parsers, None);
 }
 
 #[test]

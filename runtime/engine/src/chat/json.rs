@@ -19,6 +19,12 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
     text.map(Value::from_safe_string).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
 }
 
+/// A value on one line.
+pub(super) fn text(value: &serde_json::Value) -> String {
+    // JSON's own values can be written, and a buffer takes all.
+    write(&Value::from_serialize(value), Spaced).unwrap_or_else(|_| value.to_string())
+}
+
 fn write(value: &Value, formatter: impl Formatter) -> Result<String, serde_json::Error> {
     let mut bytes = vec![];
     value.serialize(&mut Serializer::with_formatter(&mut bytes, formatter))?;

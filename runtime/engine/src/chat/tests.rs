@@ -88,3 +88,100 @@ fn tools_choose_their_own_template() {
     assert_eq!(template.render(&with_tools).unwrap(), "clock!");
     assert_eq!(template.render(&Conversation::default()).unwrap(), "plain");
 }
+
+#[test]
+fn a_message_without_content_has_what_the_template_reads() {
+    let called = [json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]})];
+    let said = |template: &str| {
+        render(template, &Conversation { messages: &called, ..Conversation::default() })
+            .unwrap_or_else(|e| e.to_string())
+    };
+    assert_eq!(said("{% for m in messages %}[{{ m['content'] + '!' }}]{% endfor %}"), "[!]");
+    assert_eq!(said("{% for m in messages %}{% if m['content'] is none %}calls{% endif %}{% endfor %}"), "calls");
+}
+
+#[test]
+fn arguments_are_objects_or_texts_as_the_template_reads_them() {
+    let call = json!({"function": {"name": "f", "arguments": {"city": "Zürich", "n": [1, 2]}}});
+    let called = [json!({"role": "assistant", "content": "", "tool_calls": [call]})];
+    let said = |template: &str| {
+        render(template, &Conversation { messages: &called, ..Conversation::default() })
+            .unwrap_or_else(|e| e.to_string())
+    };
+    let written = r#"f{"city": "Zürich", "n": [1, 2]}"#;
+    let name = "{% set c = messages[0].tool_calls[0].function %}";
+    assert_eq!(said(&format!("{name}{{{{ c.name }}}}{{{{ c.arguments | tojson }}}}")), written);
+    assert_eq!(said(&format!("{name}{{{{ c.name + c['arguments'] }}}}")), written);
+    let neither = said(&format!("{name}{{{{ c.arguments + 1 }}}}{{{{ raise_exception('no') }}}}"));
+    assert!(neither.contains("map"), "{neither}");
+}
+
+#[test]
+fn a_round_of_tools_reads_as_transformers_writes_it() {
+    // Qwen 2.5's template, shortened to what tools need.
+    let template = r#"{%- if tools %}
+    {{- '<|im_start|>system\n# Tools\n<tools>' }}
+    {%- for tool in tools %}
+        {{- "\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\n</tools><|im_end|>\n" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == "assistant" and message.tool_calls %}
+        {{- '<|im_start|>' + message.role }}
+        {%- if message.content %}
+            {{- '\n' + message.content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls %}
+            {%- if tool_call.function is defined %}
+                {%- set tool_call = tool_call.function %}
+            {%- endif %}
+            {{- '\n<tool_call>\n{"name": "' }}
+            {{- tool_call.name }}
+            {{- '", "arguments": ' }}
+            {{- tool_call.arguments | tojson }}
+            {{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == "tool" %}
+        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\n<tool_response>\n' }}
+        {{- message.content }}
+        {{- '\n</tool_response>' }}
+        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}
+            {{- '<|im_end|>\n' }}
+        {%- endif %}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}"#;
+    let tools = [json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}})];
+    let call =
+        |n: u32| json!({"id": format!("c{n}"), "type": "function", "function": {"name": "f", "arguments": {"n": n}}});
+    let messages = [
+        json!({"role": "user", "content": "go"}),
+        json!({"role": "assistant", "content": null, "tool_calls": [call(1), call(2)]}),
+        json!({"role": "tool", "tool_call_id": "c1", "content": "one"}),
+        json!({"role": "tool", "tool_call_id": "c2", "content": "two"}),
+    ];
+    let conversation = Conversation {
+        messages: &messages,
+        add_generation_prompt: true,
+        tools: Some(&tools),
+        ..Conversation::default()
+    };
+    let expected = "<|im_start|>system\n# Tools\n<tools>\n\
+        {\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"type\": \"object\"}}}\n</tools><|im_end|>\n\
+        <|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n\
+        <tool_call>\n{\"name\": \"f\", \"arguments\": {\"n\": 1}}\n</tool_call>\n\
+        <tool_call>\n{\"name\": \"f\", \"arguments\": {\"n\": 2}}\n</tool_call><|im_end|>\n\
+        <|im_start|>user\n<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response><|im_end|>\n\
+        <|im_start|>assistant\n";
+    assert_eq!(render(template, &conversation).unwrap(), expected);
+}

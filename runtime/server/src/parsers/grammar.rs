@@ -5,6 +5,7 @@
 //! prefix of another.
 
 use super::parameters::Tags;
+use rvllm_artifact::parsers::ToolParser;
 
 /// What an edge reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +219,38 @@ pub(super) const REQUIRED: Grammar = Grammar {
 /// What a named `tool_choice` makes a model write: the arguments alone.
 pub(super) const NAMED: Grammar = Grammar { start: 1, places: &[&[], &[(Arguments, 0)]], ..PLAIN };
 
+/// A notation as a table; none for harmony, which carries reasoning too.
+pub(super) fn of(parser: ToolParser) -> Option<&'static Grammar> {
+    match parser {
+        ToolParser::Hermes => Some(&HERMES),
+        ToolParser::Qwen3Coder => Some(&QWEN3_CODER),
+        ToolParser::Llama3Json => Some(&LLAMA3_JSON),
+        ToolParser::Mistral => Some(&MISTRAL),
+        ToolParser::Pythonic => Some(&PYTHONIC),
+        ToolParser::Olmo3 => Some(&OLMO3),
+        ToolParser::DeepseekV3 => Some(&DEEPSEEK),
+        ToolParser::KimiK2 => Some(&KIMI_K2),
+        ToolParser::Glm45 => Some(&GLM45),
+        ToolParser::Jamba => Some(&JAMBA),
+        ToolParser::Phi4Mini => Some(&PHI4_MINI),
+        ToolParser::Openai => None,
+    }
+}
+
 impl Grammar {
+    /// Every marker of the notation, some more than once.
+    pub(super) fn markers(&'static self) -> impl Iterator<Item = &'static str> {
+        let edges = self.places.iter().flat_map(|place| place.iter());
+        let of_edge = |(pattern, _): &Edge| -> Vec<&'static str> {
+            match *pattern {
+                Open(mark) | Close(mark) => vec![mark],
+                Parameters(tags) => tags.all().collect(),
+                Name | QualifiedName | Id | Object | Arguments | Keywords => vec![],
+            }
+        };
+        edges.flat_map(of_edge).chain(self.closers.iter().copied())
+    }
+
     /// The markers that open calls in content.
     pub(super) fn openers(&self) -> impl Iterator<Item = (&'static str, usize)> {
         self.places[0].iter().filter_map(|&(pattern, go)| match pattern {

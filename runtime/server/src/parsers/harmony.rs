@@ -14,7 +14,8 @@ const START: &str = "<|start|>";
 const CHANNEL: &str = "<|channel|>";
 const CONSTRAIN: &str = "<|constrain|>";
 const MESSAGE: &str = "<|message|>";
-const ENDS: [&str; 3] = ["<|end|>", "<|call|>", "<|return|>"];
+/// All markers; the last three end a message.
+pub(super) const MARKS: [&str; 7] = [START, CHANNEL, CONSTRAIN, MESSAGE, "<|end|>", "<|call|>", "<|return|>"];
 
 /// A header of more bytes than this is not one.
 const MAX_HEADER: usize = 1024;
@@ -43,8 +44,7 @@ pub(super) struct Harmony {
 impl Harmony {
     /// A reader of what follows `<|start|>assistant`. Without `tools`, calls are content, markup included.
     pub(super) fn new(tools: bool) -> Self {
-        let marks = [START, CHANNEL, CONSTRAIN, MESSAGE].into_iter().chain(ENDS).collect();
-        Self { at: At::Header, raw: String::new(), tools, marks: Marks::new(marks) }
+        Self { at: At::Header, raw: String::new(), tools, marks: Marks::new(MARKS.to_vec()) }
     }
 
     /// Reads `text`.

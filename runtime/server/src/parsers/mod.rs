@@ -9,18 +9,16 @@
 //!   content, markup included; one that breaks later ends with `complete: false` and the rest is content.
 //! - No input makes a parser panic, and held text never exceeds the text read.
 //!
-//! Names of parsers are those of vLLM's `--tool-call-parser` and `--reasoning-parser`.
+//! Which notations there are, by vLLM's names, is said in [`rvllm_artifact::parsers`].
 
 mod call;
 mod call_object;
 mod calls;
-mod detect;
 mod grammar;
 mod harmony;
 mod json;
 mod keywords;
 mod marks;
-mod names;
 mod output;
 mod parameters;
 mod schemas;
@@ -29,9 +27,7 @@ mod sink;
 mod tests;
 mod think;
 
-pub use detect::detect;
-pub use names::{ReasoningParser, ToolParser, UnknownParser};
-pub use output::{Request, ToolChoice, parser};
+pub use output::{Request, ToolChoice, markers, parser};
 
 /// What a parser recognised, in the order of the text.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::calls::Calls;
-use super::grammar::{NAMED, REQUIRED};
-use super::harmony::Harmony;
-use super::names::{ReasoningParser, ToolParser};
+use super::grammar::{self, NAMED, REQUIRED};
+use super::harmony::{self, Harmony};
 use super::schemas::Schemas;
 use super::sink::{Ids, Sink};
-use super::think::{MISTRAL_THINK, Split, THINK, Think};
+use super::think::{MISTRAL_THINK, Split, THINK, Tags, Think};
 use super::{Event, StreamParser};
+use rvllm_artifact::parsers::{ReasoningParser, ToolParser};
 
 /// What a request says that its answer's parser needs.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +47,7 @@ pub fn parser(
     reasoning: Option<ReasoningParser>,
     request: &Request<'_>,
 ) -> Box<dyn StreamParser> {
-    let short = tool.and_then(ToolParser::grammar).is_some_and(|grammar| grammar.short_ids);
+    let short = tool.and_then(grammar::of).is_some_and(|grammar| grammar.short_ids);
     let sink = Sink::new(Ids { seed: request.id_seed, short });
     if tool == Some(ToolParser::Openai) || reasoning == Some(ReasoningParser::OpenaiGptoss) {
         let calls = tool == Some(ToolParser::Openai) && request.choice != ToolChoice::None;
@@ -58,19 +58,33 @@ pub fn parser(
 }
 
 fn think(family: ReasoningParser, tool: Option<ToolParser>, request: &Request<'_>) -> Think {
-    let own_notation = tool.filter(|_| request.choice == ToolChoice::Auto).and_then(ToolParser::grammar);
+    let own_notation = tool.filter(|_| request.choice == ToolChoice::Auto).and_then(grammar::of);
     let enders = match (family, own_notation) {
         (ReasoningParser::Qwen3, Some(grammar)) => grammar.openers().map(|(mark, _)| mark).collect(),
         _ => Vec::new(),
     };
-    let tags = if family == ReasoningParser::Mistral { MISTRAL_THINK } else { THINK };
-    Think::new(tags, request.prompt, family == ReasoningParser::DeepseekR1, enders)
+    Think::new(tags(family), request.prompt, family == ReasoningParser::DeepseekR1, enders)
+}
+
+fn tags(family: ReasoningParser) -> Tags {
+    if family == ReasoningParser::Mistral { MISTRAL_THINK } else { THINK }
+}
+
+/// The markers that a parser of these notations looks for; where a model's tokenizer has special tokens of these names,
+/// they must be kept in the text.
+pub fn markers(tool: Option<ToolParser>, reasoning: Option<ReasoningParser>) -> Vec<&'static str> {
+    if tool == Some(ToolParser::Openai) || reasoning == Some(ReasoningParser::OpenaiGptoss) {
+        return harmony::MARKS.to_vec();
+    }
+    let think = reasoning.map(|family| tags(family).both());
+    let calls = tool.and_then(grammar::of).map(grammar::Grammar::markers);
+    think.into_iter().flatten().chain(calls.into_iter().flatten()).collect()
 }
 
 fn calls(tool: Option<ToolParser>, request: &Request<'_>) -> Option<Calls> {
     let (grammar, name) = match request.choice {
         ToolChoice::None => return None,
-        ToolChoice::Auto => (tool?.grammar()?, None),
+        ToolChoice::Auto => (grammar::of(tool?)?, None),
         ToolChoice::Required => (&REQUIRED, None),
         ToolChoice::Named(name) => (&NAMED, Some(name.to_owned())),
     };

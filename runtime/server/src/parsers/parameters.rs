@@ -30,6 +30,13 @@ pub(super) struct Tags {
     pub(super) lines: bool,
 }
 
+impl Tags {
+    /// Every tag.
+    pub(super) fn all(&'static self) -> impl Iterator<Item = &'static str> {
+        [self.key, self.value_end, self.end].into_iter().chain(self.value.iter().copied())
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Begin,

@@ -14,6 +14,13 @@ pub(super) struct Tags {
     close: &'static str,
 }
 
+impl Tags {
+    /// Both tags.
+    pub(super) fn both(self) -> [&'static str; 2] {
+        [self.open, self.close]
+    }
+}
+
 /// `<think>…</think>`: most families.
 pub(super) const THINK: Tags = Tags { open: "<think>", close: "</think>" };
 /// `[THINK]…[/THINK]`: Mistral.

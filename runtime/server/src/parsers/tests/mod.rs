@@ -1,14 +1,14 @@
 //! Tests of the parsers: what each model family writes, what breaks it, and independence of how text is cut.
 
 mod chunking;
-mod detection;
 mod families;
 mod malformed;
 mod streaming;
 
 use serde_json::{Value, json};
 
-use super::{Event, ReasoningParser, Request, StreamParser, ToolChoice, ToolParser, parser};
+use super::{Event, Request, StreamParser, ToolChoice, parser};
+use rvllm_artifact::parsers::{ReasoningParser, ToolParser};
 
 /// A call of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

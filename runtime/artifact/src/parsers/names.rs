@@ -1,9 +1,10 @@
 //! The parsers by vLLM's names.
 
-use super::grammar::{self, Grammar};
+use serde::{Deserialize, Serialize};
 
 /// A notation of tool calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
 pub enum ToolParser {
     /// Hermes 2/3, Qwen 2.5, Qwen 3, Granite 4.
     Hermes,
@@ -32,7 +33,8 @@ pub enum ToolParser {
 }
 
 /// A notation of reasoning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
 pub enum ReasoningParser {
     /// `<think>` written by the model or its prompt; a call ends the reasoning too.
     Qwen3,
@@ -78,7 +80,7 @@ const TOOL_PARSERS: [(&str, ToolParser); 20] = [
     ("gpt-oss", ToolParser::Openai),
 ];
 
-const REASONING_PARSERS: [(&str, ReasoningParser); 7] = [
+const REASONING_PARSERS: [(&str, ReasoningParser); 8] = [
     ("qwen3", ReasoningParser::Qwen3),
     ("deepseek_r1", ReasoningParser::DeepseekR1),
     ("deepseek_v3", ReasoningParser::DeepseekV3),
@@ -86,6 +88,7 @@ const REASONING_PARSERS: [(&str, ReasoningParser); 7] = [
     ("kimi_k2", ReasoningParser::Qwen3),
     ("mistral", ReasoningParser::Mistral),
     ("openai_gptoss", ReasoningParser::OpenaiGptoss),
+    ("gpt-oss", ReasoningParser::OpenaiGptoss),
 ];
 
 fn named<T: Copy>(kind: &'static str, table: &[(&'static str, T)], name: &str) -> Result<T, UnknownParser> {
@@ -120,6 +123,34 @@ impl std::str::FromStr for ReasoningParser {
     }
 }
 
+impl TryFrom<String> for ToolParser {
+    type Error = UnknownParser;
+
+    fn try_from(name: String) -> Result<Self, UnknownParser> {
+        name.parse()
+    }
+}
+
+impl TryFrom<String> for ReasoningParser {
+    type Error = UnknownParser;
+
+    fn try_from(name: String) -> Result<Self, UnknownParser> {
+        name.parse()
+    }
+}
+
+impl From<ToolParser> for &'static str {
+    fn from(parser: ToolParser) -> &'static str {
+        parser.name()
+    }
+}
+
+impl From<ReasoningParser> for &'static str {
+    fn from(parser: ReasoningParser) -> &'static str {
+        parser.name()
+    }
+}
+
 impl ToolParser {
     /// vLLM's name, the first where there are several.
     pub fn name(self) -> &'static str {
@@ -129,24 +160,6 @@ impl ToolParser {
     /// Every name that is understood, for help and errors.
     pub fn names() -> impl Iterator<Item = &'static str> {
         TOOL_PARSERS.iter().map(|&(name, _)| name)
-    }
-
-    /// The notation as a table; none for harmony, which carries reasoning too.
-    pub(super) fn grammar(self) -> Option<&'static Grammar> {
-        match self {
-            Self::Hermes => Some(&grammar::HERMES),
-            Self::Qwen3Coder => Some(&grammar::QWEN3_CODER),
-            Self::Llama3Json => Some(&grammar::LLAMA3_JSON),
-            Self::Mistral => Some(&grammar::MISTRAL),
-            Self::Pythonic => Some(&grammar::PYTHONIC),
-            Self::Olmo3 => Some(&grammar::OLMO3),
-            Self::DeepseekV3 => Some(&grammar::DEEPSEEK),
-            Self::KimiK2 => Some(&grammar::KIMI_K2),
-            Self::Glm45 => Some(&grammar::GLM45),
-            Self::Jamba => Some(&grammar::JAMBA),
-            Self::Phi4Mini => Some(&grammar::PHI4_MINI),
-            Self::Openai => None,
-        }
     }
 }
 

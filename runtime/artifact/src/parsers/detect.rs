@@ -38,7 +38,7 @@ const REASONING: [(&[&str], ReasoningParser); 7] = [
 ///
 /// The reasoning parser is safe for models that merely know the tags: without an open `<think>` in the prompt or at the
 /// beginning of the text, [`ReasoningParser::Qwen3`] leaves all text as content.
-pub fn detect(template: &str) -> (Option<ToolParser>, Option<ReasoningParser>) {
+pub(super) fn detect(template: &str) -> (Option<ToolParser>, Option<ReasoningParser>) {
     (first(&TOOLS, template), first(&REASONING, template))
 }
 

@@ -1,7 +1,7 @@
 //! Choice of parsers by template and by name.
 
-use super::super::detect;
-use super::{ReasoningParser, ToolParser};
+use super::{Parsers, ReasoningParser, ToolParser};
+use serde_json::json;
 
 #[test]
 fn templates_choose_by_their_markers() {
@@ -46,7 +46,7 @@ fn templates_choose_by_their_markers() {
         ("{{ '<|im_start|>' + message['content'] }}".to_owned(), None, None),
     ];
     for (template, tool, reasoning) in cases {
-        assert_eq!(detect(&template), (tool, reasoning), "{template}");
+        assert_eq!(Parsers::of_template(&template), Parsers { tool_call: tool, reasoning }, "{template}");
     }
 }
 
@@ -63,4 +63,27 @@ fn names_are_those_of_vllm() {
     assert_eq!("llama3_json".parse(), Ok(ToolParser::Llama3Json));
     let error = "hermez".parse::<ToolParser>().unwrap_err().to_string();
     assert!(error.starts_with("unknown tool call parser `hermez`; known are hermes, "), "{error}");
+}
+
+#[test]
+fn files_choose_as_their_templates_do() {
+    let listed = json!({"chat_template": [
+        {"name": "default", "template": "{{ x }}"}, {"name": "tool_use", "template": "[TOOL_CALLS]"}]});
+    let (listed, text) = (listed.to_string(), json!({"chat_template": "<think>"}).to_string());
+    let of =
+        |template: Option<&str>, config: &str| Parsers::of_files(template.map(str::as_bytes), Some(config.as_bytes()));
+    assert_eq!(of(None, &listed), Parsers { tool_call: Some(ToolParser::Mistral), reasoning: None });
+    assert_eq!(of(None, &text), Parsers { tool_call: None, reasoning: Some(ReasoningParser::Qwen3) });
+    assert_eq!(of(Some("{{ x }}"), &text), Parsers::default());
+    assert_eq!((of(None, "[1"), Parsers::of_files(None, None)), (Parsers::default(), Parsers::default()));
+}
+
+#[test]
+fn parsers_are_written_by_name() {
+    let parsers = Parsers { tool_call: Some(ToolParser::Hermes), reasoning: Some(ReasoningParser::Qwen3) };
+    let written = serde_json::to_value(parsers).unwrap();
+    assert_eq!(written, json!({"tool_call": "hermes", "reasoning": "qwen3"}));
+    assert_eq!(serde_json::from_value::<Parsers>(written).unwrap(), parsers);
+    let unknown = serde_json::from_value::<Parsers>(json!({"tool_call": "hermez"})).unwrap_err().to_string();
+    assert!(unknown.starts_with("unknown tool call parser `hermez`"), "{unknown}");
 }
