@@ -30,7 +30,7 @@ fn kernel(target: &Target, t: usize, (n, k, gated): (usize, usize, bool)) -> rvl
         k,
         dtype: DType::Bf16,
         a: MemLayout::DENSE,
-        weight: MemLayout::Panel { n: target.panel, k: 2 },
+        weight: target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: 2 }),
         out: DType::Bf16,
         epilogue: Epilogue { bias: false, silu_mul: gated, residual: false },
         block_m: row.block_m,

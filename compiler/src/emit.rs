@@ -150,7 +150,7 @@ pub(crate) fn recipe(of: &Recipe) -> recipe::Recipe {
 
 /// The manifest's entry of a KV cache.
 pub(crate) fn kv_cache(cache: &program::KvCache) -> manifest::KvCache {
-    let rvllm_kernels::KvCache { kv_heads, head_dim, block_size, dtype: of, panel: _, pair: _ } = cache.layer;
+    let rvllm_kernels::KvCache { kv_heads, head_dim, block_size, dtype: of, layout: _ } = cache.layer;
     let [k_bytes, v_bytes] = cache.block_bytes();
     manifest::KvCache {
         block_size: int(block_size),

@@ -80,11 +80,8 @@ impl KvCache {
     /// Bytes of one block of K, and of V, of one layer, padding included.
     pub fn block_bytes(&self) -> [u64; 2] {
         let c = &self.layer;
-        let padded = |rows: usize, cols: usize, n: usize| rows.next_multiple_of(n) * cols.next_multiple_of(c.pair);
-        let bytes = |elements: usize| c.dtype.bytes(c.kv_heads * elements) as u64;
-        let (keys, values) =
-            (padded(c.block_size, c.head_dim, c.block_size), padded(c.head_dim, c.block_size, c.panel));
-        [bytes(keys), bytes(values)]
+        let bytes = |layout: MemLayout, dims: [usize; 2]| c.dtype.bytes(c.kv_heads * layout.len(&dims)) as u64;
+        [bytes(c.keys_layout(), [c.block_size, c.head_dim]), bytes(c.values_layout(), [c.head_dim, c.block_size])]
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Embed {
 /// One program per token.
 pub fn embed(name: &str, s: &Embed) -> Kernel {
     let mut k = KernelBuilder::new(name);
-    let table = k.tensor("table", TensorType::new([s.vocab, s.hidden], s.dtype), s.table, Access::In);
+    let table = k.tensor("table", TensorType::new([s.vocab, s.hidden], s.dtype), s.table, Access::Weight);
     let token_ids = k.input("token_ids", TensorType::new([Sym::T], DType::I32));
     let out = k.output("out", TensorType::new([Dim::Sym(Sym::T), Dim::Const(s.hidden)], s.dtype));
     let t = k.grid("t", Sym::T);

@@ -74,8 +74,8 @@ pub fn gemm(name: &str, s: &Gemm) -> Kernel {
         TensorType::new(two.into_iter().chain(dims.iter().copied()), s.dtype)
     };
     let a = k.tensor("a", matrix(s.k, s.dtype), s.a, Access::In);
-    let weight = k.tensor("weight", gated(&[s.n, s.k]), s.weight, Access::In);
-    let bias = s.epilogue.bias.then(|| k.input("bias", gated(&[s.n])));
+    let weight = k.tensor("weight", gated(&[s.n, s.k]), s.weight, Access::Weight);
+    let bias = s.epilogue.bias.then(|| k.weight("bias", gated(&[s.n])));
     let residual = s.epilogue.residual.then(|| k.input("residual", matrix(s.n, s.out)));
     let c = k.output("c", matrix(s.n, s.out));
 

@@ -5,8 +5,22 @@ use rvllm_ir::{
     tile::{Access, KernelBuilder, MemLayout, builder::TensorRef},
 };
 
-/// The cache of one layer: P blocks of BS tokens. Both halves are stored as the matrix products of attention
-/// read them: keys `[BS, D]` (D is summed over), values `[D, BS]` (tokens are summed over).
+/// Where the elements of a block lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvLayout {
+    /// As vector units multiply: panels of tokens for keys, panels of elements of a head for values.
+    Panels {
+        /// Rows of a panel of values (along D).
+        panel: usize,
+        /// Adjacent elements that one lane holds, in both.
+        pair: usize,
+    },
+    /// Token after token in both, each the D elements of its head.
+    Tokens,
+}
+
+/// The cache of one layer: P blocks of BS tokens. Both halves have the shapes that the matrix products of attention
+/// read: keys `[BS, D]` (D is summed over), values `[D, BS]` (tokens are summed over).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KvCache {
     /// Heads of keys and values.
@@ -17,10 +31,8 @@ pub struct KvCache {
     pub block_size: usize,
     /// Element type.
     pub dtype: DType,
-    /// Rows of a panel of values (along D).
-    pub panel: usize,
-    /// Adjacent elements that one lane holds, in both.
-    pub pair: usize,
+    /// How a block lies in memory.
+    pub layout: KvLayout,
 }
 
 impl KvCache {
@@ -39,14 +51,21 @@ impl KvCache {
         TensorType::new(dims, self.dtype)
     }
 
-    /// Layout of the keys: one panel per block.
+    /// Layout of the keys: with panels, one per block.
     pub fn keys_layout(&self) -> MemLayout {
-        MemLayout::Panel { n: self.block_size, k: self.pair }
+        match self.layout {
+            KvLayout::Panels { pair, .. } => MemLayout::Panel { n: self.block_size, k: pair },
+            KvLayout::Tokens => MemLayout::DENSE,
+        }
     }
 
     /// Layout of the values.
     pub fn values_layout(&self) -> MemLayout {
-        MemLayout::Panel { n: self.panel, k: self.pair }
+        match self.layout {
+            KvLayout::Panels { panel, pair } => MemLayout::Panel { n: panel, k: pair },
+            // one panel that holds the whole head: a token is its D adjacent elements
+            KvLayout::Tokens => MemLayout::Panel { n: self.head_dim, k: 1 },
+        }
     }
 
     /// Declares `keys` and `values`, in this order.

@@ -20,7 +20,7 @@ pub mod rope_kv_write;
 
 pub use embed::{Embed, embed};
 pub use gemm::{Gemm, gemm};
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, KvLayout};
 pub use logit_stats::{LogitStats, logit_stats};
 pub use paged_attention::{PagedAttention, paged_attention};
 pub use rms_norm::{RmsNorm, rms_norm};

@@ -61,7 +61,7 @@ pub fn rms_norm(name: &str, s: &RmsNorm) -> Kernel {
     let rows = if s.rows { Sym::L } else { Sym::T };
     let x = k.tensor("x", matrix(Sym::T), s.x, Access::In);
     let residual = s.residual.then(|| k.input("residual", matrix(Sym::T)));
-    let weight = k.input("weight", TensorType::new([s.n], s.dtype));
+    let weight = k.weight("weight", TensorType::new([s.n], s.dtype));
     let indices = s.rows.then(|| k.input("indices", TensorType::new([Sym::L], DType::I32)));
     let normed = k.output("normed", matrix(rows));
     let sum = s.residual.then(|| k.output("sum", matrix(rows)));

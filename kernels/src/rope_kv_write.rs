@@ -68,13 +68,13 @@ pub fn rope_kv_write(name: &str, s: &RopeKvWrite) -> Kernel {
     let q = k.tensor("q", s.view(s.heads), strided(0), Access::In);
     let key = k.tensor("k", s.view(s.cache.kv_heads), strided(1), Access::In);
     let value = k.tensor("v", s.view(s.cache.kv_heads), strided(2), Access::In);
-    let table = k.input("rope_table", TensorType::new([s.positions, 2, s.rope_dim / 2], DType::F32));
+    let table = k.weight("rope_table", TensorType::new([s.positions, 2, s.rope_dim / 2], DType::F32));
     let positions = k.input("positions", TensorType::new([Sym::T], DType::I32));
     let slot_mapping = k.input("slot_mapping", TensorType::new([Sym::T], DType::I32));
     let [keys, values] = s.cache.declare(&mut k, Access::InOut);
     let norm = TensorType::new([s.cache.head_dim], s.cache.dtype);
-    let q_norm = s.qk_norm.map(|_| k.input("q_norm", norm.clone()));
-    let k_norm = s.qk_norm.map(|_| k.input("k_norm", norm));
+    let q_norm = s.qk_norm.map(|_| k.weight("q_norm", norm.clone()));
+    let k_norm = s.qk_norm.map(|_| k.weight("k_norm", norm));
     let q_out = k.output("q_out", s.view(s.heads));
 
     let t = k.grid("t", Sym::T);

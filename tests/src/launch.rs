@@ -127,7 +127,7 @@ impl Launch {
     }
 
     fn written(&self) -> impl Iterator<Item = usize> + '_ {
-        let out = |i: &usize| self.kernel.params[*i].access != Access::In;
+        let out = |i: &usize| !self.kernel.params[*i].access.is_read_only();
         (0..self.kernel.params.len()).filter(out)
     }
 

@@ -90,7 +90,7 @@ impl<'a> Machine<'a> {
             args.iter().zip(&kernel.params).map(|(a, p)| self.load(a, p, step)).collect::<Result<_>>()?;
         interp::run(kernel, &mut tensors, &|s| symbol(step, s))?;
         for ((arg, param), value) in args.iter().zip(&kernel.params).zip(&tensors) {
-            if param.access != Access::In {
+            if !param.access.is_read_only() {
                 self.store(arg, param, value)?;
             }
         }

@@ -2,10 +2,10 @@
 
 use crate::{Numbers, Run, Symbols, assert_close, tolerance};
 use rvllm_ir::DType;
-use rvllm_kernels::{KvCache, PagedAttention, paged_attention};
+use rvllm_kernels::{KvCache, KvLayout, PagedAttention, paged_attention};
 
 fn spec(heads: usize, kv_heads: usize, dtype: DType) -> PagedAttention {
-    let cache = KvCache { kv_heads, head_dim: 6, block_size: 4, dtype, panel: 8, pair: 2 };
+    let cache = KvCache { kv_heads, head_dim: 6, block_size: 4, dtype, layout: KvLayout::Panels { panel: 8, pair: 2 } };
     PagedAttention { heads, cache, scale: 0.4, window: None, softcap: None, query_tile: 3, stages: 2 }
 }
 

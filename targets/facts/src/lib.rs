@@ -15,6 +15,8 @@ pub enum Arch {
     X86_64,
     /// 64-bit Arm.
     Aarch64,
+    /// NVIDIA's virtual instruction set, 64 bit.
+    Nvptx64,
 }
 
 impl Arch {
@@ -23,6 +25,7 @@ impl Arch {
         match self {
             Arch::X86_64 => "x86_64",
             Arch::Aarch64 => "aarch64",
+            Arch::Nvptx64 => "nvptx64",
         }
     }
 }
@@ -33,6 +36,9 @@ impl Arch {
 pub struct Target {
     /// Name as given to `--target`.
     pub name: String,
+    /// Other names that `--target` takes.
+    #[serde(default)]
+    pub aliases: Vec<String>,
     /// One line for `rvllm targets`.
     pub description: String,
     /// Instruction set family.
@@ -52,8 +58,11 @@ pub struct Target {
     /// Whether AMX tiles of bf16 exist.
     #[serde(default)]
     pub amx_bf16: bool,
-    /// Rows of a weight panel: see the tile IR's `MemLayout::Panel`.
-    pub panel: usize,
+    /// Rows of a weight panel: see the tile IR's `MemLayout::Panel`. Where absent, weights are dense and row-major, and
+    /// the KV cache holds whole tokens next to each other.
+    pub panel: Option<usize>,
+    /// What only a GPU has.
+    pub gpu: Option<Gpu>,
     /// Tokens of a KV block.
     pub block_size: usize,
     /// Query rows (tokens × heads of a group) that one attention program aims at.
@@ -62,6 +71,24 @@ pub struct Target {
     pub gemm: Vec<GemmRow>,
     /// Columns per iteration of row-wise kernels.
     pub row_chunk: usize,
+}
+
+/// Bounds of a GPU's multiprocessor.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// Shared memory that one CTA can have, in bytes.
+    pub shared_bytes: u32,
+    /// Registers (32 bits) that one thread can have.
+    pub max_registers: u32,
+    /// Registers of a multiprocessor.
+    pub registers: u32,
+    /// Threads that a multiprocessor holds at once.
+    pub max_threads: u32,
+    /// Threads that run in step.
+    pub warp: u32,
+    /// Where the numbers come from.
+    pub source: String,
 }
 
 /// A schedule row of `gemm`: which numbers for which problem.
@@ -88,12 +115,13 @@ pub struct GemmRow {
 }
 
 /// The tables, in the order in which they are listed to users: most specific first per architecture.
-const TABLES: [&str; 5] = [
+const TABLES: [&str; 6] = [
     include_str!("../data/sapphirerapids.toml"),
     include_str!("../data/znver4.toml"),
     include_str!("../data/x86-64-v4.toml"),
     include_str!("../data/x86-64-v3.toml"),
     include_str!("../data/aarch64.toml"),
+    include_str!("../data/sm_90a.toml"),
 ];
 
 /// What is wrong with a target's name.
@@ -109,9 +137,11 @@ pub fn all() -> Vec<Target> {
     TABLES.iter().map(|t| toml::from_str(t).expect("built-in target tables parse: checked by a test")).collect()
 }
 
-/// The target of this name; `native` is the first whose architecture is this one and whose features `has`.
+/// The target of this name or alias; `native` is the first whose architecture is this one and whose features `has`.
 pub fn find(name: &str, has: &dyn Fn(&str) -> bool) -> Result<Target, UnknownTarget> {
-    let wanted = |t: &Target| if name == "native" { t.runs_here(has) } else { t.name == name };
+    let wanted = |t: &Target| {
+        if name == "native" { t.runs_here(has) } else { t.name == name || t.aliases.iter().any(|a| a == name) }
+    };
     all().into_iter().find(wanted).ok_or_else(|| UnknownTarget {
         name: name.to_string(),
         known: all().into_iter().map(|t| t.name).collect::<Vec<_>>().join(", "),

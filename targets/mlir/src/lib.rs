@@ -1,7 +1,8 @@
 //! Tile IR to object code through MLIR and LLVM, in process: the only crate that names melior.
 //!
 //! ```text
-//! kernel ── cpu ──► MLIR text ── pipeline ──► LLVM dialect ──► LLVM IR ──► O3 ──► object ── link ──► shared object
+//! kernel ── cpu ────► MLIR text ── pipeline ──► LLVM dialect ──► LLVM IR ──► O3 ──► object ── link ──► shared object
+//!        └─ nvidia ─► MLIR text ── pipeline ──► LLVM dialect ──► LLVM IR ──► O3 ──► PTX ── assemble ──► cubin
 //! ```
 //!
 //! Each stage of one kernel can be had as text: [`mlir_text`], [`after_passes`], [`llvm_ir`], [`asm`].
@@ -13,16 +14,24 @@
 //!   refusing our text is [`Error::Internal`], a bug of this crate;
 //! - `unsafe` is in [`pipeline`] alone, where LLVM's C interface is called.
 
+mod bounds;
 mod cpu;
+mod index;
 mod link;
+mod map;
+mod nvidia;
 mod pipeline;
 mod text;
 
 pub use link::link;
+pub use nvidia::{
+    assemble::{Assembler, assembler},
+    launch::{GpuLaunch, Swizzle, TensorMap},
+};
 pub use pipeline::{after_passes, asm, llvm_ir};
 
 use rvllm_ir::{diag::Loc, tile::Kernel};
-use rvllm_targets::Target;
+use rvllm_targets::{Arch, Target};
 use std::{
     num::NonZero,
     path::PathBuf,
@@ -65,6 +74,12 @@ pub enum Error {
         /// LLVM's message.
         message: String,
     },
+    /// Code of a GPU is loaded kernel by kernel.
+    #[error("kernels of {target} are not linked: a device loads each by itself")]
+    NotLinked {
+        /// Target.
+        target: String,
+    },
     /// No linker on this machine.
     #[error("no linker found for {target}: tried {tried} · help: install lld, or set RVLLM_LD to a linker")]
     NoLinker {
@@ -81,8 +96,8 @@ pub enum Error {
         /// What it wrote.
         message: String,
     },
-    /// Temporary files of the linker.
-    #[error("linking: {0}")]
+    /// Files for the linker or the assembler.
+    #[error("temporary files of the linker or the assembler: {0}")]
     Io(#[from] std::io::Error),
 }
 
@@ -90,16 +105,43 @@ fn at(loc: &Option<Loc>) -> String {
     loc.as_ref().map_or(String::new(), |l| format!("\n  --> {l}"))
 }
 
-/// Object code: one ELF relocatable file per kernel, in the kernels' order.
+/// Object code of kernels, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
-    /// The files.
-    pub parts: Vec<Vec<u8>>,
+    /// One per kernel.
+    pub parts: Vec<Part>,
+}
+
+/// Object code of one kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// For a CPU an ELF relocatable file. For an NVIDIA GPU a cubin, or PTX where this machine has no [`assembler`].
+    pub bytes: Vec<u8>,
+    /// How a GPU launches it; absent for a CPU.
+    pub launch: Option<GpuLaunch>,
+}
+
+/// A kernel in MLIR.
+struct Lowered {
+    text: String,
+    launch: Option<GpuLaunch>,
+}
+
+fn lower(kernel: &Kernel, target: &Target) -> Result<Lowered, Error> {
+    match target.arch {
+        Arch::X86_64 | Arch::Aarch64 => Ok(Lowered { text: cpu::lower(kernel, target)?, launch: None }),
+        Arch::Nvptx64 => nvidia::lower(kernel, target),
+    }
 }
 
 /// MLIR text of a kernel, as it is handed to the passes.
 pub fn mlir_text(kernel: &Kernel, target: &Target) -> Result<String, Error> {
-    cpu::lower(kernel, target)
+    Ok(lower(kernel, target)?.text)
+}
+
+/// How a GPU launches a kernel, but for what the assembler tells; `None` on a CPU.
+pub fn launch(kernel: &Kernel, target: &Target) -> Result<Option<GpuLaunch>, Error> {
+    Ok(lower(kernel, target)?.launch)
 }
 
 /// Compiles kernels, on all cores. The first failing kernel's error is returned.
@@ -110,7 +152,7 @@ pub fn compile(kernels: &[Kernel], target: &Target) -> Result<Object, Error> {
     let work = || {
         let session = pipeline::Session::new();
         while let Some((i, kernel)) = take(&next, kernels) {
-            let object = session.object(kernel, target);
+            let object = session.part(kernel, target);
             done.lock().unwrap_or_else(PoisonError::into_inner).push((i, object));
         }
     };

@@ -26,11 +26,14 @@ enum Flavor {
 
 /// Links to a shared object.
 pub fn link(object: &Object, target: &Target) -> Result<Vec<u8>, Error> {
+    if target.gpu.is_some() {
+        return Err(Error::NotLinked { target: target.name.clone() });
+    }
     let (linker, flavor) = find(target)?;
     let dir = tempfile::tempdir()?;
     let names: Vec<String> = (0..object.parts.len()).map(|i| format!("{i}.o")).collect();
     for (name, part) in names.iter().zip(&object.parts) {
-        std::fs::write(dir.path().join(name), part)?;
+        std::fs::write(dir.path().join(name), &part.bytes)?;
     }
     let output = Command::new(&linker).args(arguments(flavor)).args(&names).current_dir(dir.path()).output()?;
     if !output.status.success() {

@@ -4,7 +4,7 @@
 //! - a [`Session`] and everything made from it stay on one thread;
 //! - what C hands over is freed by the guard that received it.
 
-use crate::{Error, cpu};
+use crate::{Error, Part, nvidia::assemble};
 use llvm_sys::{
     LLVMDiagnosticSeverity,
     core::*,
@@ -31,9 +31,13 @@ use std::{
     sync::Once,
 };
 
-/// The passes from what [`cpu`] writes to the LLVM dialect. AMX values in loops need the single `convert-to-llvm`.
-const PASSES: &str =
+/// The passes from what [`crate::cpu`] writes to the LLVM dialect. AMX values in loops need the single `convert-to-llvm`.
+const CPU_PASSES: &str =
     "builtin.module(convert-scf-to-cf,convert-vector-to-llvm,convert-to-llvm,reconcile-unrealized-casts)";
+
+/// The passes from what [`crate::nvidia`] writes: operations without an intrinsic become PTX text first.
+const NVIDIA_PASSES: &str = "builtin.module(convert-scf-to-cf,convert-nvvm-to-llvm,convert-vector-to-llvm,convert-to-llvm,\
+                             reconcile-unrealized-casts)";
 
 /// An MLIR context with every dialect at hand, and the diagnostics it gave.
 pub(crate) struct Session {
@@ -44,13 +48,14 @@ pub(crate) struct Session {
 /// The MLIR of a kernel after the passes: the LLVM dialect.
 pub fn after_passes(kernel: &Kernel, target: &Target) -> Result<String, Error> {
     let session = Session::new();
-    let module = session.lowered(kernel, target)?;
+    let module = session.lowered(kernel, target, &crate::lower(kernel, target)?.text)?;
     Ok(module.as_operation().to_string())
 }
 
 /// LLVM IR of a kernel after O3.
 pub fn llvm_ir(kernel: &Kernel, target: &Target) -> Result<String, Error> {
-    Session::new().optimized(kernel, target, |_, module| {
+    let lowered = crate::lower(kernel, target)?;
+    Session::new().optimized(kernel, target, &lowered.text, |_, module| {
         // SAFETY: the module is valid; the string is ours until disposed of, after the copy
         unsafe {
             let text = LLVMPrintModuleToString(module.0);
@@ -63,7 +68,9 @@ pub fn llvm_ir(kernel: &Kernel, target: &Target) -> Result<String, Error> {
 
 /// Assembly of a kernel.
 pub fn asm(kernel: &Kernel, target: &Target) -> Result<String, Error> {
-    let text = Session::new().emit(kernel, target, LLVMCodeGenFileType::LLVMAssemblyFile)?;
+    let session = Session::new();
+    let lowered = crate::lower(kernel, target)?;
+    let text = session.emit(kernel, target, &lowered.text, LLVMCodeGenFileType::LLVMAssemblyFile)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
@@ -83,9 +90,19 @@ impl Session {
         Session { context, diagnostics }
     }
 
-    /// An ELF relocatable file.
-    pub(crate) fn object(&self, kernel: &Kernel, target: &Target) -> Result<Vec<u8>, Error> {
-        self.emit(kernel, target, LLVMCodeGenFileType::LLVMObjectFile)
+    /// Object code, and how it is launched.
+    pub(crate) fn part(&self, kernel: &Kernel, target: &Target) -> Result<Part, Error> {
+        let lowered = crate::lower(kernel, target)?;
+        let Some(mut launch) = lowered.launch else {
+            let bytes = self.emit(kernel, target, &lowered.text, LLVMCodeGenFileType::LLVMObjectFile)?;
+            return Ok(Part { bytes, launch: None });
+        };
+        let ptx = self.emit(kernel, target, &lowered.text, LLVMCodeGenFileType::LLVMAssemblyFile)?;
+        let Some(tool) = assemble::assembler() else { return Ok(Part { bytes: ptx, launch: Some(launch) }) };
+        let assembled = assemble::assemble(tool, kernel, &ptx, &target.cpu)?;
+        launch.registers = Some(assembled.registers);
+        launch.spill_bytes = Some(assembled.spill_bytes);
+        Ok(Part { bytes: assembled.cubin, launch: Some(launch) })
     }
 
     fn internal(&self, kernel: &Kernel, stage: &'static str, message: &str) -> Error {
@@ -94,12 +111,12 @@ impl Session {
         Error::Internal { kernel: kernel.name.clone(), stage, message: all.join("; ") }
     }
 
-    fn lowered(&self, kernel: &Kernel, target: &Target) -> Result<Module<'_>, Error> {
-        let text = cpu::lower(kernel, target)?;
-        let module = Module::parse(&self.context, &text);
+    fn lowered(&self, kernel: &Kernel, target: &Target, text: &str) -> Result<Module<'_>, Error> {
+        let module = Module::parse(&self.context, text);
         let mut module = module.ok_or_else(|| self.internal(kernel, "reading MLIR", ""))?;
         let passes = PassManager::new(&self.context);
-        parse_pass_pipeline(passes.as_operation_pass_manager(), PASSES)
+        let pipeline = if target.gpu.is_some() { NVIDIA_PASSES } else { CPU_PASSES };
+        parse_pass_pipeline(passes.as_operation_pass_manager(), pipeline)
             .map_err(|e| self.internal(kernel, "reading the pass pipeline", &e.to_string()))?;
         passes.run(&mut module).map_err(|_| self.internal(kernel, "lowering MLIR", ""))?;
         Ok(module)
@@ -110,10 +127,11 @@ impl Session {
         &self,
         kernel: &Kernel,
         target: &Target,
+        text: &str,
         then: impl FnOnce(&Machine, &LlvmModule) -> Result<T, String>,
     ) -> Result<T, Error> {
         let machine = Machine::new(target)?;
-        let mlir = self.lowered(kernel, target)?;
+        let mlir = self.lowered(kernel, target, text)?;
         let context = LlvmContext::new();
         let raw = mlir.as_operation().to_raw();
         // SAFETY: both are valid; a null result means failure
@@ -128,8 +146,8 @@ impl Session {
         if errors.is_empty() { Ok(result) } else { Err(self.internal(kernel, "code generation", &errors.join("; "))) }
     }
 
-    fn emit(&self, kernel: &Kernel, target: &Target, kind: LLVMCodeGenFileType) -> Result<Vec<u8>, Error> {
-        self.optimized(kernel, target, |machine, module| machine.emit(module, kind))
+    fn emit(&self, kernel: &Kernel, target: &Target, text: &str, kind: LLVMCodeGenFileType) -> Result<Vec<u8>, Error> {
+        self.optimized(kernel, target, text, |machine, module| machine.emit(module, kind))
     }
 }
 

@@ -57,7 +57,14 @@ impl Elem {
 pub(crate) enum Ty {
     Scalar(Elem),
     Vector(usize, Elem),
+    /// A pointer into any memory.
     Ptr,
+    /// A pointer into a GPU's global memory.
+    Global,
+    /// A pointer into the shared memory of a CTA.
+    Shared,
+    /// A structure of this many equal members.
+    Struct(usize, Elem),
     Amx,
 }
 
@@ -75,7 +82,8 @@ impl Ty {
     fn elem(self) -> Elem {
         match self {
             Ty::Scalar(e) | Ty::Vector(_, e) => e,
-            Ty::Ptr | Ty::Amx => Elem::I64,
+            Ty::Struct(_, e) => e,
+            Ty::Ptr | Ty::Global | Ty::Shared | Ty::Amx => Elem::I64,
         }
     }
 
@@ -94,6 +102,9 @@ impl fmt::Display for Ty {
             Ty::Scalar(e) => f.write_str(e.name()),
             Ty::Vector(n, e) => write!(f, "vector<{n}x{}>", e.name()),
             Ty::Ptr => f.write_str("!llvm.ptr"),
+            Ty::Global => f.write_str("!llvm.ptr<1>"),
+            Ty::Shared => f.write_str("!llvm.ptr<3>"),
+            Ty::Struct(n, e) => write!(f, "!llvm.struct<({})>", list(std::iter::repeat_n(e.name(), *n))),
             Ty::Amx => f.write_str("!llvm.x86_amx"),
         }
     }
@@ -120,7 +131,7 @@ pub(crate) struct Loop {
 }
 
 /// The text of one function.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Writer {
     entry: String,
     body: String,
@@ -194,7 +205,14 @@ impl Writer {
 
     /// Zero of a scalar or vector type.
     pub(crate) fn zero(&mut self, ty: Ty) -> Ssa {
-        if ty.elem().is_float() { self.floats(ty, 0.0) } else { self.ints(ty, 0) }
+        match ty.elem() {
+            Elem::F32 => self.floats(ty, 0.0),
+            e if e.is_float() => {
+                let text = || if matches!(ty, Ty::Vector(..)) { "dense<0.0>" } else { "0.0" }.to_string();
+                self.constant(ty, vec![0], &text)
+            }
+            _ => self.ints(ty, 0),
+        }
     }
 
     /// A vector of these integers (0 and 1 for `i1`).
@@ -238,6 +256,11 @@ impl Writer {
     pub(crate) fn bitcast(&mut self, a: Ssa, to: Ty) -> Ssa {
         let vectors = matches!(a.ty, Ty::Vector(..));
         self.convert(if vectors { "vector.bitcast" } else { "arith.bitcast" }, a, to)
+    }
+
+    /// Same bits, a scalar of a vector or the other way round.
+    pub(crate) fn retype(&mut self, a: Ssa, to: Ty) -> Ssa {
+        self.convert("llvm.bitcast", a, to)
     }
 
     /// `a * b + c`, rounded once.
@@ -288,22 +311,23 @@ impl Writer {
         if bytes == 0 {
             return p;
         }
-        self.op(Ty::Ptr, format_args!("llvm.getelementptr {p}[{bytes}] : (!llvm.ptr) -> !llvm.ptr, i8"))
+        self.op(p.ty, format_args!("llvm.getelementptr {p}[{bytes}] : ({}) -> {}, i8", p.ty, p.ty))
     }
 
     /// `p` plus a number of bytes.
     pub(crate) fn advance(&mut self, p: Ssa, bytes: Ssa) -> Ssa {
-        self.op(Ty::Ptr, format_args!("llvm.getelementptr {p}[{bytes}] : (!llvm.ptr, i64) -> !llvm.ptr, i8"))
+        let (to, by) = (p.ty, bytes.ty);
+        self.op(to, format_args!("llvm.getelementptr {p}[{bytes}] : ({to}, {by}) -> {to}, i8"))
     }
 
     /// A load with an alignment in bytes.
     pub(crate) fn load(&mut self, p: Ssa, ty: Ty, align: usize) -> Ssa {
-        self.op(ty, format_args!("llvm.load {p} {{alignment = {align} : i64}} : !llvm.ptr -> {ty}"))
+        self.op(ty, format_args!("llvm.load {p} {{alignment = {align} : i64}} : {} -> {ty}", p.ty))
     }
 
     /// A store with an alignment in bytes.
     pub(crate) fn store(&mut self, v: Ssa, p: Ssa, align: usize) {
-        self.line(format_args!("llvm.store {v}, {p} {{alignment = {align} : i64}} : {}, !llvm.ptr", v.ty));
+        self.line(format_args!("llvm.store {v}, {p} {{alignment = {align} : i64}} : {}, {}", v.ty, p.ty));
     }
 
     /// Lanes whose mask is off are zero and not touched in memory.
@@ -337,6 +361,22 @@ impl Writer {
         self.line(format_args!("llvm.call_intrinsic \"{name}\"({}) : ({types}) -> ()", list(args)));
     }
 
+    /// One member of a structure.
+    pub(crate) fn member(&mut self, s: Ssa, i: usize) -> Ssa {
+        let Ty::Struct(_, elem) = s.ty else { return s };
+        self.op(Ty::Scalar(elem), format_args!("llvm.extractvalue {s}[{i}] : {}", s.ty))
+    }
+
+    /// An operation without operands or results.
+    pub(crate) fn effect(&mut self, op: &str) {
+        self.line(format_args!("{op}"));
+    }
+
+    /// An operation without operands.
+    pub(crate) fn nullary(&mut self, op: &str, ty: Ty) -> Ssa {
+        self.op(ty, format_args!("{op} : {ty}"))
+    }
+
     /// `for i in lo..hi step step`, carrying `init`; ended by [`Writer::end_loop`].
     pub(crate) fn begin_loop(&mut self, [lo, hi, step]: [Ssa; 3], init: &[Ssa]) -> Loop {
         let i = self.fresh(Ty::I64);
@@ -367,6 +407,11 @@ impl Writer {
         self.line(format_args!("scf.if {cond} {{"));
     }
 
+    /// What follows happens only where the condition of the innermost `if` does not hold.
+    pub(crate) fn otherwise(&mut self) {
+        self.line(format_args!("}} else {{"));
+    }
+
     /// Ends an `if` or a function.
     pub(crate) fn end(&mut self) {
         self.line(format_args!("}}"));
@@ -381,5 +426,10 @@ impl Writer {
     /// Wraps what was written into a function that returns nothing.
     pub(crate) fn function(self, head: &str) -> String {
         format!("func.func {head} {{\n{}func.return\n}}\n", self.finish())
+    }
+
+    /// The same as a function of the LLVM dialect.
+    pub(crate) fn llvm_function(self, head: &str) -> String {
+        format!("llvm.func {head} {{\n{}llvm.return\n}}\n", self.finish())
     }
 }

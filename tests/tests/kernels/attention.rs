@@ -12,8 +12,8 @@ type Sequence = (usize, usize);
 const SEQUENCES: [Sequence; 6] = [(1, 1), (70, 1), (7, 7), (35, 4), (32, 32), (100, 5)];
 
 fn spec(target: &Target, (heads, kv_heads, head_dim): (usize, usize, usize), dtype: DType) -> PagedAttention {
-    let pair = if dtype == DType::Bf16 { 2 } else { 1 };
-    let cache = KvCache { kv_heads, head_dim, block_size: target.block_size, dtype, panel: target.block_size, pair };
+    let cache =
+        KvCache { kv_heads, head_dim, block_size: target.block_size, dtype, layout: crate::kv_layout(target, dtype) };
     let query_tile = (target.attention_rows / (heads / kv_heads)).max(1);
     PagedAttention { heads, cache, scale: 0.4, window: None, softcap: None, query_tile, stages: 2 }
 }

@@ -9,6 +9,7 @@ mod object;
 mod rows;
 
 use rvllm_ir::{DType, tile::MemLayout};
+use rvllm_kernels::KvLayout;
 use rvllm_targets::Target;
 
 /// Relative to 1 + |expected|: a rounding of the result, and sums in another order.
@@ -21,5 +22,17 @@ fn tolerance(dtype: DType) -> f32 {
 
 /// How weights lie.
 fn panel(target: &Target, dtype: DType) -> MemLayout {
-    MemLayout::Panel { n: target.panel, k: if dtype == DType::Bf16 { 2 } else { 1 } }
+    target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: pair(dtype) })
+}
+
+/// How the KV cache lies.
+fn kv_layout(target: &Target, dtype: DType) -> KvLayout {
+    match target.panel {
+        Some(_) => KvLayout::Panels { panel: target.block_size, pair: pair(dtype) },
+        None => KvLayout::Tokens,
+    }
+}
+
+fn pair(dtype: DType) -> usize {
+    if dtype == DType::Bf16 { 2 } else { 1 }
 }

@@ -83,9 +83,9 @@ fn rope_rotates_and_writes_panels() {
         for (i, (head_dim, rope_dim)) in [(64, 64), (16, 4), (10, 8), (12, 6), (128, 128)].into_iter().enumerate() {
             for dtype in [DType::F32, DType::Bf16] {
                 for qk_norm in [None, Some(1e-6)] {
-                    let pair = if dtype == DType::Bf16 { 2 } else { 1 };
                     let block_size = target.block_size;
-                    let cache = KvCache { kv_heads: 2, head_dim, block_size, dtype, panel: target.panel, pair };
+                    let cache =
+                        KvCache { kv_heads: 2, head_dim, block_size, dtype, layout: crate::kv_layout(&target, dtype) };
                     let stride = Some(8 * head_dim);
                     let strides = [stride, stride, stride];
                     let s = RopeKvWrite { heads: 4, cache, rope_dim, positions: 20, qk_norm, strides };

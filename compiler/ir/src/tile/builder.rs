@@ -43,6 +43,11 @@ impl KernelBuilder {
         self.tensor(name, ty, MemLayout::DENSE, Access::In)
     }
 
+    /// A dense tensor that no launch writes.
+    pub fn weight(&mut self, name: &str, ty: TensorType) -> TensorRef {
+        self.tensor(name, ty, MemLayout::DENSE, Access::Weight)
+    }
+
     /// A dense written tensor.
     pub fn output(&mut self, name: &str, ty: TensorType) -> TensorRef {
         self.tensor(name, ty, MemLayout::DENSE, Access::Out)

@@ -90,10 +90,19 @@ impl MemLayout {
 pub enum Access {
     /// Read only; never aliased by a written tensor.
     In,
+    /// Read only, and written by no launch of any step: may be read before the launches before this one end.
+    Weight,
     /// Written only.
     Out,
     /// Read and written (the KV cache).
     InOut,
+}
+
+impl Access {
+    /// Whether a kernel only reads the tensor.
+    pub fn is_read_only(self) -> bool {
+        matches!(self, Access::In | Access::Weight)
+    }
 }
 
 /// A tensor parameter.

@@ -43,7 +43,7 @@ impl Selection<'_> {
     }
 
     fn panel(&self, dtype: DType) -> MemLayout {
-        MemLayout::Panel { n: self.target.panel, k: pair(dtype) }
+        self.target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: pair(dtype) })
     }
 
     fn role(&self, value: ValueId) -> Role {

@@ -8,7 +8,7 @@ use rvllm_ir::{
     graph::{Attention, Call, Epilogue, ValueId},
     tile::{MemLayout, PAD_ROWS},
 };
-use rvllm_kernels::{Embed, Gemm, KvCache, LogitStats, PagedAttention, RmsNorm, RopeKvWrite, Spec};
+use rvllm_kernels::{Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, RmsNorm, RopeKvWrite, Spec};
 use rvllm_targets::GemmRow;
 
 /// Blocks that attention's loads run ahead: the next block's keys arrive while this one's are multiplied.
@@ -128,8 +128,10 @@ impl Selection<'_> {
             block_size: self.target.block_size,
             dtype,
             // not the target's panel: the targets of an artifact share one cache, whatever their registers' width
-            panel: self.target.block_size,
-            pair: pair(dtype),
+            layout: match self.target.panel {
+                Some(_) => KvLayout::Panels { panel: self.target.block_size, pair: pair(dtype) },
+                None => KvLayout::Tokens,
+            },
         }
     }
 

@@ -4,29 +4,11 @@
 use super::{Lower, tile};
 use crate::{
     Error,
-    cpu::index::Index,
+    bounds::{Cond, Extent},
+    index::Index,
     text::{Ssa, Ty},
 };
-use rvllm_ir::{
-    tile::{IndexOp, MemLayout},
-    types::Dim,
-};
-
-/// How many indices of a tile's dimension lie inside the tensor.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Extent {
-    All,
-    /// The first so many: none where negative, all where it exceeds the tile.
-    First(Index),
-}
-
-/// Whether something happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cond {
-    Always,
-    Never,
-    If(Ssa),
-}
+use rvllm_ir::{tile::MemLayout, types::Dim};
 
 /// Where columns lie.
 #[derive(Clone, Copy, Debug)]
@@ -201,49 +183,19 @@ impl Lower<'_> {
         }
     }
 
-    /// How much of a tile lies inside a tensor's static dimensions. A tile that divides a dimension lies inside.
+    /// How much of a tile lies inside a tensor's static dimensions.
     pub(crate) fn extents(&mut self, tensor: usize, at: &[Index], shape: &[usize]) -> Vec<Extent> {
-        let dims = self.kernel.params[tensor].ty.dims.clone();
-        let skipped = dims.len() - shape.len();
-        let extent = |((dim, at), size): ((&Dim, &Index), &usize)| {
-            let Dim::Const(n) = *dim else { return Extent::All };
-            if n.is_multiple_of(*size) || at.at_most(n as i64 - *size as i64) {
-                return Extent::All;
-            }
-            Extent::First(self.w.index(IndexOp::Sub, Index::constant(n as i64), *at))
-        };
-        dims[skipped..].iter().zip(&at[skipped..]).zip(shape).map(extent).collect()
-    }
-
-    /// Whether index `i` lies inside.
-    pub(crate) fn inside(&mut self, extent: Extent, i: usize) -> Cond {
-        let Extent::First(n) = extent else { return Cond::Always };
-        match n.as_const() {
-            Some(n) if (i as i64) < n => Cond::Always,
-            Some(_) => Cond::Never,
-            None => {
-                let (i, n) = (self.w.int(i as i64), self.w.ssa(n));
-                Cond::If(self.w.compare("slt", i, n))
-            }
-        }
+        self.w.static_extents(self.kernel, tensor, at, shape)
     }
 
     /// Whether the row with these leading indices lies inside.
     pub(crate) fn row_inside(&mut self, extents: &[Extent], index: &[usize]) -> Cond {
         let mut all = Cond::Always;
         for (extent, i) in extents.iter().zip(index) {
-            let one = self.inside(*extent, *i);
-            all = self.both(all, one);
+            let one = self.w.inside(*extent, *i);
+            all = self.w.both(all, one);
         }
         all
-    }
-
-    pub(crate) fn both(&mut self, a: Cond, b: Cond) -> Cond {
-        match (a, b) {
-            (Cond::Always, other) | (other, Cond::Always) => other,
-            (Cond::Never, _) | (_, Cond::Never) => Cond::Never,
-            (Cond::If(a), Cond::If(b)) => Cond::If(self.w.binary("arith.andi", a, b)),
-        }
     }
 
     /// Which of the lanes `first..first + width` lie inside; `None` for all of them.

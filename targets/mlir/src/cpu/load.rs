@@ -1,8 +1,10 @@
 //! Loads into registers, widened to f32, from both memory layouts.
 
-use super::{Lower, Value, address::*, cast, index::Index, tile::*};
+use super::{Lower, Value, address::*, cast, tile::*};
 use crate::{
     Error,
+    bounds::{Cond, Extent},
+    index::Index,
     text::{Elem, Ssa, Ty},
 };
 use rvllm_ir::types::DType;
@@ -52,8 +54,8 @@ impl Lower<'_> {
                 let item = Ty::Scalar(Elem::int(group * a.size * 8));
                 let mut items = vec![];
                 for c in (lanes.first..lanes.first + lanes.width).step_by(group) {
-                    let inside = self.inside(lanes.extent, c);
-                    let inside = self.both(inside, lanes.row);
+                    let inside = self.w.inside(lanes.extent, c);
+                    let inside = self.w.both(inside, lanes.row);
                     let column = self.column(a, c);
                     let p = self.w.at(start, column);
                     items.push(self.load_scalar(p, item, a, inside));

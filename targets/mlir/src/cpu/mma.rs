@@ -3,9 +3,11 @@
 //! Products are added in ascending k. With 16-bit dot products a pair of k values is one instruction; without, a pair is
 //! two fused multiply-adds, the lower k first. So how an accumulator is cut into blocks changes no bit.
 
-use super::{Lower, Value, address::*, index::Index, operand::View, tile::*};
+use super::{Lower, Value, operand::View, tile::*};
 use crate::{
     Error,
+    bounds::Cond,
+    index::Index,
     text::{Elem, Ssa, Ty},
 };
 use rvllm_ir::{tile::Val, types::DType};

@@ -12,9 +12,7 @@
 mod address;
 mod amx;
 mod cast;
-mod index;
 mod load;
-mod map;
 mod mma;
 mod operand;
 mod pipeline;
@@ -24,14 +22,15 @@ mod tile;
 
 use crate::{
     Error,
+    index::Index,
+    map,
     text::{Elem, Ssa, Ty, Writer},
 };
-use index::Index;
 use operand::View;
 use rvllm_ir::{
     diag::Loc,
     expr::{Expr, Sym},
-    tile::{Access, Block, IndexOp, Inst, Kernel, Layout, Stmt, TileType, Type, Val},
+    tile::{Block, IndexOp, Inst, Kernel, Layout, Stmt, TileType, Type, Val},
     types::DType,
 };
 use rvllm_targets::Target;
@@ -121,7 +120,7 @@ impl Lower<'_> {
         for p in &self.kernel.params {
             let pointer = self.w.fresh(Ty::Ptr);
             self.pointers.push(pointer);
-            let facts = if p.access == Access::In { " {llvm.noalias, llvm.readonly}" } else { "" };
+            let facts = if p.access.is_read_only() { " {llvm.noalias, llvm.readonly}" } else { "" };
             params.push(format!("{pointer}: !llvm.ptr{facts}"));
         }
         for s in self.kernel.symbols() {

@@ -1,7 +1,7 @@
 //! Operands of `mma`: views of memory, read where they lie. A tile in registers becomes one by a trip through the stack.
 
-use super::{Lower, address::*, index::Index, tile::*};
-use crate::{Error, text::Ssa};
+use super::{Lower, address::*, tile::*};
+use crate::{Error, bounds::Extent, index::Index, text::Ssa};
 use rvllm_ir::{tile::IndexOp, types::DType};
 
 /// A matrix `[rows, k]` in memory.

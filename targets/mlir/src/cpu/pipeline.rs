@@ -1,8 +1,8 @@
 //! `pipeline`: a loop that carries vectors, prefetches what later iterations read, and has its last iteration apart where
 //! only that one meets a tensor's end.
 
-use super::{Lower, Value, index::Index, tile::Tile};
-use crate::{Error, text::Ssa};
+use super::{Lower, Value, tile::Tile};
+use crate::{Error, index::Index, text::Ssa};
 use rvllm_ir::{
     tile::{Block, IndexOp, Inst, Layout, Stmt, Val},
     types::Dim,

@@ -2,13 +2,16 @@
 //! halves of the lanes onto each other.
 
 use super::tile::{LANES, Tile, chunks, row_count, row_indices, row_without};
-use crate::text::{Ssa, Writer};
+use crate::{
+    map,
+    text::{Ssa, Writer},
+};
 use rvllm_ir::tile::ReduceOp;
 
 fn combine(w: &mut Writer, op: ReduceOp, a: Ssa, b: Ssa) -> Ssa {
     match op {
         ReduceOp::Sum => w.binary("arith.addf", a, b),
-        ReduceOp::Max => super::map::max(w, a, b),
+        ReduceOp::Max => map::max(w, a, b),
     }
 }
 

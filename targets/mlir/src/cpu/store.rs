@@ -1,8 +1,10 @@
 //! Stores from registers into both memory layouts, of what lies inside the tensor.
 
-use super::{Lower, address::*, index::Index, load::Lanes, tile::*};
+use super::{Lower, address::*, load::Lanes, tile::*};
 use crate::{
     Error,
+    bounds::{Cond, Extent},
+    index::Index,
     text::{Elem, Ssa, Ty},
 };
 use rvllm_ir::tile::IndexOp;
@@ -67,8 +69,8 @@ impl Lower<'_> {
     fn group_inside(&mut self, extents: &[Extent], key: &[(usize, usize)]) -> Cond {
         let mut all = Cond::Always;
         for (d, i) in key {
-            let one = self.inside(extents[*d], *i);
-            all = self.both(all, one);
+            let one = self.w.inside(extents[*d], *i);
+            all = self.w.both(all, one);
         }
         all
     }
@@ -111,7 +113,7 @@ impl Lower<'_> {
         let v = self.w.bitcast(v, Ty::Vector(lanes.width / group, Elem::int(group * a.size * 8)));
         for i in 0..lanes.width / group {
             let c = lanes.first + i * group;
-            let cond = self.inside(lanes.extent, c);
+            let cond = self.w.inside(lanes.extent, c);
             let item = self.w.extract(v, i);
             let column = self.column(a, c);
             self.under(cond, |l| {

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use rvllm_ir::{
     DType, Sym,
     tile::{
-        Access, Kernel, Param, interp,
+        Kernel, Param, interp,
         memory::{TensorData, dims},
     },
 };
@@ -61,7 +61,7 @@ fn argument(p: &Param, given: &Given<'_>, symbols: &dyn Fn(Sym) -> i64) -> anyho
 
 fn write_stored(output: &mut String, kernel: &Kernel, args: &[TensorData]) -> anyhow::Result<()> {
     let params = kernel.params.iter().zip(args);
-    for (p, arg) in params.filter(|(p, _)| p.access != Access::In && p.ty.dtype != DType::I32) {
+    for (p, arg) in params.filter(|(p, _)| !p.access.is_read_only() && p.ty.dtype != DType::I32) {
         writeln!(output, "{}: {:?}{}", p.name, arg.dims, p.ty.dtype)?;
         for row in arg.numbers().chunks(arg.dims.last().copied().unwrap_or(1).max(1)) {
             let numbers: Vec<String> = row.iter().map(|x| number(*x)).collect();

@@ -151,7 +151,7 @@ impl<'k> Rules<'k> {
 
     fn store(&self, tensor: usize, at: &[Val], value: Val, rows: Option<Val>) -> Rule {
         let p = self.place(tensor, at)?;
-        ensure(p.access != Access::In, || format!("writes `{}`, which is only read (in)", p.name))?;
+        ensure(!p.access.is_read_only(), || format!("writes `{}`, which is only read ({})", p.name, p.access.name()))?;
         let t = self.computed(value)?;
         ensure(t.dtype == p.ty.dtype, || format!("writes {t} into `{}` of {}: cast it first", p.name, p.ty.dtype))?;
         ensure(t.shape.len() <= p.ty.rank(), || format!("writes {t} into `{}` of rank {}", p.name, p.ty.rank()))?;

@@ -1,0 +1,392 @@
+//! Tile IR to MLIR for NVIDIA GPUs: one CTA runs one program; see [`launch::GpuLaunch`] for the calling convention.
+//!
+//! Tiles in registers are spread over the CTA's threads ([`place`]); `operand` tiles lie in shared memory ([`operand`]), and `mma`
+//! reads them there into the fragments of tensor-core instructions.
+//!
+//! Invariants:
+//! - every product and sum is written as an explicit operation in an order that shapes alone fix; the same bits come out
+//!   whatever the number of threads of another kernel, and whatever shares the launch;
+//! - index values, and so every condition on a barrier's way, are the same in all threads of a CTA;
+//! - code calls nothing outside itself, and keeps nothing in local memory.
+
+pub(crate) mod assemble;
+pub(crate) mod launch;
+
+mod address;
+mod convert;
+mod elementwise;
+mod load;
+mod mma;
+mod operand;
+mod pipeline;
+mod place;
+mod reduce;
+mod shared;
+mod store;
+mod tile;
+
+use crate::{
+    Error, Lowered,
+    index::Index,
+    text::{Elem, Ssa, Ty, Writer},
+};
+use launch::GpuLaunch;
+use operand::Operand;
+use place::Place;
+use rvllm_ir::{
+    diag::Loc,
+    expr::{Expr, Sym},
+    tile::{Access, Block, IndexOp, Inst, Kernel, Layout, Stmt, Type, Val},
+};
+use rvllm_targets::Target;
+use shared::Shared;
+use std::collections::HashMap;
+use tile::Tile;
+
+/// Threads of a CTA that multiplies matrices: four warps.
+const MMA_THREADS: usize = 128;
+
+/// Elements that a thread aims at in kernels of elementwise work: 16 bytes of a 16-bit type.
+const ELEMENTS_PER_THREAD: usize = 8;
+
+/// What a tile IR value became.
+#[derive(Clone, Debug)]
+enum Value {
+    Index(Index),
+    Tile(Tile),
+    Operand(Operand),
+}
+
+/// One kernel being lowered.
+#[derive(Clone)]
+struct Lower<'a> {
+    kernel: &'a Kernel,
+    target: &'a Target,
+    w: Writer,
+    /// Start of each tensor.
+    pointers: Vec<Ssa>,
+    symbols: HashMap<Sym, Index>,
+    /// This program's index along each grid dimension.
+    program: Vec<Index>,
+    values: HashMap<Val, Value>,
+    /// Where values that are broadcast had better be from the start.
+    wanted: HashMap<Val, Place>,
+    threads: usize,
+    /// This thread's index.
+    thread: Index,
+    shared: Shared,
+    /// Whether the predecessors' results are there.
+    waited: bool,
+    /// The statement being lowered.
+    loc: Option<Loc>,
+}
+
+/// The MLIR module of a kernel, and how it is launched.
+pub(crate) fn lower(kernel: &Kernel, target: &Target) -> Result<Lowered, Error> {
+    let unsupported =
+        |what: String| Error::Unsupported { kernel: kernel.name.clone(), target: target.name.clone(), what, loc: None };
+    let gpu = target.gpu.as_ref().ok_or_else(|| unsupported("the bounds of a GPU".into()))?;
+    let threads = threads(kernel);
+    let mut w = Writer::default();
+    let pointers: Vec<Ssa> = kernel.params.iter().map(|_| w.fresh(Ty::Global)).collect();
+    let step = w.fresh(Ty::Global);
+    let mut lower = Lower {
+        kernel,
+        target,
+        pointers,
+        symbols: HashMap::new(),
+        program: vec![],
+        values: HashMap::new(),
+        wanted: HashMap::new(),
+        threads,
+        thread: Index::constant(0),
+        shared: Shared::new(&mut w),
+        w,
+        waited: false,
+        loc: None,
+    };
+    lower.begin(step);
+    lower.programs()?;
+    let bytes = lower.shared.bytes();
+    if bytes > gpu.shared_bytes as usize {
+        return Err(unsupported(format!("{bytes} bytes of shared memory, more than {}", gpu.shared_bytes)));
+    }
+    let head = signature(kernel, &lower.pointers, step, threads);
+    let launch = GpuLaunch {
+        threads: threads as u32,
+        shared_bytes: bytes as u32,
+        cluster: 1,
+        ctas_per_program: 1,
+        max_ctas: None,
+        registers: None,
+        spill_bytes: None,
+        tensor_maps: vec![],
+    };
+    let text = format!("module {{\n{}\n{}}}\n", shared::GLOBAL, lower.w.llvm_function(&head));
+    Ok(Lowered { text, launch: Some(launch) })
+}
+
+/// Name, parameters and bounds of the entry. Only weights are declared free of aliases: the compiler may then read them at
+/// any time, which for other tensors would be before the predecessors are done.
+fn signature(kernel: &Kernel, pointers: &[Ssa], step: Ssa, threads: usize) -> String {
+    let mut params = vec![];
+    for (p, pointer) in kernel.params.iter().zip(pointers) {
+        let facts = if p.access == Access::Weight { " {llvm.noalias, llvm.readonly}" } else { "" };
+        params.push(format!("{pointer}: !llvm.ptr<1>{facts}"));
+    }
+    params.push(format!("{step}: !llvm.ptr<1> {{llvm.noalias, llvm.readonly}}"));
+    let bounds = format!("nvvm.kernel, nvvm.maxntid = array<i32: {threads}, 1, 1>, nvvm.minctasm = 1 : i32");
+    format!("@{}({}) attributes {{{bounds}}}", kernel.name, params.join(", "))
+}
+
+/// Threads of a CTA.
+fn threads(kernel: &Kernel) -> usize {
+    if any(&kernel.body, &|s| matches!(s.inst, Inst::Mma { .. })) {
+        return MMA_THREADS;
+    }
+    let elements = |v: &rvllm_ir::tile::ValInfo| match &v.ty {
+        Type::Tile(t) => t.shape.iter().product(),
+        Type::Index => 1,
+    };
+    let widest: usize = kernel.vals.iter().map(elements).max().unwrap_or(1);
+    (widest / ELEMENTS_PER_THREAD).next_power_of_two().clamp(64, 512)
+}
+
+/// Whether a statement of the block, or of a block inside, is such.
+fn any(block: &Block, is: &dyn Fn(&Stmt) -> bool) -> bool {
+    block.stmts.iter().any(|s| is(s) || matches!(&s.inst, Inst::Pipeline { body, .. } if any(body, is)))
+}
+
+impl Lower<'_> {
+    fn unsupported(&self, what: impl Into<String>) -> Error {
+        Error::Unsupported {
+            kernel: self.kernel.name.clone(),
+            target: self.target.name.clone(),
+            what: what.into(),
+            loc: self.loc.clone(),
+        }
+    }
+
+    /// A special register as an index below `bound`.
+    fn special(&mut self, name: &str, bound: Option<usize>) -> Index {
+        let v = self.w.nullary(&format!("nvvm.read.ptx.sreg.{name}"), Ty::Scalar(Elem::I32));
+        let v = self.w.convert("arith.extui", v, Ty::I64);
+        Index::value(v).bounded(bound.map(|n| n as i64 - 1))
+    }
+
+    /// What every kernel begins with.
+    fn begin(&mut self, step: Ssa) {
+        self.w.effect("nvvm.griddepcontrol launch_dependents");
+        self.thread = self.special("tid.x", Some(self.threads));
+        for s in self.kernel.symbols() {
+            let place = Sym::ALL.iter().position(|other| *other == s).unwrap_or(0);
+            let p = self.w.offset(step, 4 * place as i64);
+            let value = self.w.load_index(p);
+            self.symbols.insert(s, value);
+        }
+        self.wanted = self.wanted_places();
+    }
+
+    /// Waits until the predecessors' results are there.
+    fn wait(&mut self) {
+        self.waited = true;
+        self.w.effect("nvvm.griddepcontrol wait");
+    }
+
+    /// The body, for programs inside the grid.
+    fn programs(&mut self) -> Result<(), Error> {
+        let extents: Vec<Index> = self.kernel.grid.iter().map(|(_, e)| self.expr(e)).collect();
+        let linear = self.special("ctaid.x", None);
+        let mut total = Index::constant(1);
+        for extent in &extents {
+            total = self.w.mul(total, *extent);
+        }
+        self.program = self.decode(linear, &extents);
+        if total.as_const().is_some() {
+            return self.program_body();
+        }
+        let (linear, total) = (self.w.ssa(linear), self.w.ssa(total));
+        let inside = self.w.compare("slt", linear, total);
+        self.w.begin_if(inside);
+        self.program_body()?;
+        self.w.otherwise();
+        self.wait();
+        self.w.end();
+        Ok(())
+    }
+
+    /// A kernel that never waited could end before its predecessors, and its dependents start too early.
+    fn program_body(&mut self) -> Result<(), Error> {
+        for s in &self.kernel.body.stmts {
+            if !self.waited && self.awaits(s) {
+                self.wait();
+            }
+            self.stmt(s)?;
+        }
+        if !self.waited {
+            self.wait();
+        }
+        Ok(())
+    }
+
+    /// Whether a statement touches a tensor that a predecessor may write or read.
+    fn awaits(&self, s: &Stmt) -> bool {
+        let touches = |s: &Stmt| match &s.inst {
+            Inst::Read { tensor, .. } | Inst::Load { tensor, .. } | Inst::Store { tensor, .. } => {
+                self.kernel.params[*tensor].access != Access::Weight
+            }
+            _ => false,
+        };
+        touches(s) || matches!(&s.inst, Inst::Pipeline { body, .. } if any(body, &touches))
+    }
+
+    /// Indices of a linear program number, in 32 bits; the last dimension varies fastest.
+    fn decode(&mut self, linear: Index, extents: &[Index]) -> Vec<Index> {
+        let mut rest = linear;
+        let mut ids = vec![];
+        for (d, extent) in extents.iter().enumerate().rev() {
+            let bound = extent.as_const().map(|n| n - 1);
+            if d == 0 {
+                ids.push(rest.bounded(bound));
+                continue;
+            }
+            let id = self.unsigned("arith.remui", rest, *extent);
+            ids.push(id.bounded(bound));
+            rest = self.unsigned("arith.divui", rest, *extent);
+        }
+        ids.reverse();
+        ids
+    }
+
+    fn unsigned(&mut self, op: &str, a: Index, b: Index) -> Index {
+        let [a, b] = [a, b].map(|i| {
+            let v = self.w.ssa(i);
+            self.w.convert("arith.trunci", v, Ty::Scalar(Elem::I32))
+        });
+        let v = self.w.binary(op, a, b);
+        Index::value(self.w.convert("arith.extui", v, Ty::I64))
+    }
+
+    fn expr(&mut self, e: &Expr) -> Index {
+        match e {
+            Expr::Const(c) => Index::constant(*c),
+            Expr::Sym(s) => self.symbols[s],
+            Expr::Add(a, b) => {
+                let (a, b) = (self.expr(a), self.expr(b));
+                self.w.add(a, b)
+            }
+            Expr::Mul(a, b) => {
+                let (a, b) = (self.expr(a), self.expr(b));
+                self.w.mul(a, b)
+            }
+            Expr::CeilDiv(a, d) => {
+                let a = self.expr(a);
+                let up = self.w.index(IndexOp::Add, a, Index::constant(d - 1));
+                self.w.index(IndexOp::Div, up, Index::constant(*d))
+            }
+        }
+    }
+
+    fn index(&self, v: Val) -> Result<Index, Error> {
+        match self.values.get(&v) {
+            Some(Value::Index(i)) => Ok(*i),
+            _ => Err(self.misplaced(v, "an index")),
+        }
+    }
+
+    fn indices(&self, vals: &[Val]) -> Result<Vec<Index>, Error> {
+        vals.iter().map(|v| self.index(*v)).collect()
+    }
+
+    fn tile(&self, v: Val) -> Result<Tile, Error> {
+        match self.values.get(&v) {
+            Some(Value::Tile(t)) => Ok(t.clone()),
+            _ => Err(self.misplaced(v, "a tile in registers")),
+        }
+    }
+
+    fn operand(&self, v: Val) -> Result<Operand, Error> {
+        match self.values.get(&v) {
+            Some(Value::Operand(o)) => Ok(o.clone()),
+            _ => Err(self.misplaced(v, "an operand")),
+        }
+    }
+
+    fn misplaced(&self, v: Val, wanted: &str) -> Error {
+        self.unsupported(format!("%{} where {wanted} is needed", self.kernel.vals[v.0 as usize].name))
+    }
+
+    fn block(&mut self, block: &Block) -> Result<(), Error> {
+        block.stmts.iter().try_for_each(|s| self.stmt(s))
+    }
+
+    fn stmt(&mut self, s: &Stmt) -> Result<(), Error> {
+        self.loc.clone_from(&s.loc);
+        match &s.inst {
+            Inst::Store { tensor, at, value, rows } => {
+                let (at, value) = (self.indices(at)?, self.tile(*value)?);
+                let rows = rows.map(|r| self.index(r)).transpose()?;
+                self.store_tile(*tensor, &at, &value, rows)
+            }
+            Inst::Pipeline { lo, hi, stages, init, body } => {
+                let results = self.pipeline([*lo, *hi], *stages, init, body)?;
+                self.values.extend(s.results.iter().copied().zip(results));
+                Ok(())
+            }
+            // loaded ahead by the pipeline around it
+            Inst::Load { .. } if matches!(self.values.get(&s.results[0]), Some(Value::Operand(o)) if o.ahead) => Ok(()),
+            _ => {
+                let value = self.value(s)?;
+                self.values.insert(s.results[0], value);
+                Ok(())
+            }
+        }
+    }
+
+    /// The one result of an instruction.
+    fn value(&mut self, s: &Stmt) -> Result<Value, Error> {
+        match &s.inst {
+            Inst::ProgramId(_) | Inst::Const(_) | Inst::Sym(_) | Inst::Index(..) | Inst::Read { .. } => {
+                self.scalar(&s.inst).map(Value::Index)
+            }
+            Inst::Load { tensor, at } => {
+                let (at, ty) = (self.indices(at)?, self.kernel.tile(s.results[0]).clone());
+                match ty.layout {
+                    Layout::Operand => self.load_operand(*tensor, &at, &ty.shape).map(Value::Operand),
+                    Layout::Reg | Layout::Acc => self.load_tile(s.results[0], *tensor, &at).map(Value::Tile),
+                }
+            }
+            Inst::Mma { a, b, acc } => {
+                let (a, b, acc) = (self.operand(*a)?, self.operand(*b)?, self.tile(*acc)?);
+                self.mma(&a, &b, &acc).map(Value::Tile)
+            }
+            Inst::Stage(v) => {
+                let t = self.tile(*v)?;
+                self.stage(&t).map(Value::Operand)
+            }
+            Inst::Reshape(v) if self.kernel.tile(*v).layout == Layout::Operand => {
+                let operand = self.operand(*v)?;
+                self.reshape_operand(operand, &self.kernel.tile(s.results[0]).shape).map(Value::Operand)
+            }
+            _ => self.elementwise(s).map(Value::Tile),
+        }
+    }
+
+    fn scalar(&mut self, inst: &Inst) -> Result<Index, Error> {
+        match inst {
+            Inst::ProgramId(d) => Ok(self.program[*d]),
+            Inst::Const(c) => Ok(Index::constant(*c)),
+            Inst::Sym(s) => Ok(self.symbols[s]),
+            Inst::Index(op, a, b) => {
+                let (a, b) = (self.index(*a)?, self.index(*b)?);
+                Ok(self.w.index(*op, a, b))
+            }
+            Inst::Read { tensor, at } => {
+                let at = self.indices(at)?;
+                let p = self.element(*tensor, &at);
+                Ok(self.w.load_index(p))
+            }
+            _ => Err(self.unsupported("an instruction that is no index")),
+        }
+    }
+}

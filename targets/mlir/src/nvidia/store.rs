@@ -1,0 +1,88 @@
+//! Stores from registers, of what lies inside the tensor.
+
+use super::{
+    Lower,
+    load::{Source, elem},
+    place::{Place, matrix},
+    tile::{Data, Tile},
+};
+use crate::{
+    Error,
+    bounds::Extent,
+    index::Index,
+    text::{Ssa, Ty},
+};
+use rvllm_ir::{tile::IndexOp, types::DType};
+
+impl Lower<'_> {
+    /// Writes a tile; of its dimension 0 only the first `rows` indices.
+    pub(crate) fn store_tile(
+        &mut self,
+        tensor: usize,
+        at: &[Index],
+        t: &Tile,
+        rows: Option<Index>,
+    ) -> Result<(), Error> {
+        let mut s = self.source(tensor, at, &t.shape);
+        if let (Some(rows), Some(first)) = (rows, s.extents.first_mut()) {
+            let bound = match *first {
+                Extent::All => rows,
+                Extent::First(n) => self.w.index(IndexOp::Min, n, rows),
+            };
+            *first = Extent::First(bound);
+        }
+        if t.shape.iter().all(|n| *n == 1) {
+            self.store_one(&s, t);
+            return Ok(());
+        }
+        let place = match t.data {
+            Data::Regs(place, _) => place,
+            _ => Place::Runs(matrix(&t.shape)),
+        };
+        let regs = self.settle(t, place);
+        let access = self.access(&s, place);
+        let mut rest = &regs[..];
+        for at in access.groups.at.clone() {
+            for i in (0..access.groups.width).step_by(access.vector) {
+                let (items, tail) = rest.split_at(access.vector);
+                rest = tail;
+                let index = self.group_index(&access, &s, place, at, i);
+                self.store_vector(&s, &index, items, t.dtype);
+            }
+        }
+        Ok(())
+    }
+
+    /// A tile of one element, which every thread has: the first writes it.
+    fn store_one(&mut self, s: &Source<'_>, t: &Tile) {
+        let v = self.settle(t, Place::Runs([1, 1]))[0];
+        let first = self.w.below(self.thread, Index::constant(1));
+        let index = vec![Index::constant(0); t.shape.len()];
+        self.under(first, |l| l.store_vector(s, &index, &[v], t.dtype));
+    }
+
+    /// Adjacent elements, narrowed to the tensor's type.
+    fn store_vector(&mut self, s: &Source<'_>, index: &[Index], items: &[Ssa], dtype: DType) {
+        let inside = self.within(index, s.shape, &s.extents);
+        let at = self.indices_at(s.origin, index);
+        let bytes = items.len() * self.size(s.tensor);
+        let packed = self.narrow(items, dtype);
+        self.under(inside, |l| {
+            let p = l.element(s.tensor, &at);
+            l.w.store(packed, p, bytes);
+        });
+    }
+
+    /// Scalars as they are stored: f32 rounds to nearest even.
+    pub(crate) fn narrow(&mut self, items: &[Ssa], dtype: DType) -> Ssa {
+        match (items, dtype) {
+            ([v], DType::Bf16 | DType::F16) => self.w.convert("arith.truncf", *v, Ty::Scalar(elem(dtype))),
+            ([v], _) => *v,
+            (_, DType::Bf16 | DType::F16) => {
+                let wide = self.w.vector_of(items);
+                self.w.convert("arith.truncf", wide, Ty::Vector(items.len(), elem(dtype)))
+            }
+            _ => self.w.vector_of(items),
+        }
+    }
+}
