@@ -12,7 +12,7 @@ use crate::{
 };
 use rvllm_ir::{
     expr::Sym,
-    tile::{IndexOp, MemLayout},
+    tile::{BLOCK_GROUP, BLOCK_ROWS, IndexOp, MemLayout},
     types::Dim,
 };
 
@@ -58,6 +58,10 @@ impl Lower<'_> {
     /// Bytes from the tensor's start to an element.
     fn element_bytes(&mut self, tensor: usize, at: &[Index]) -> Index {
         let layout = self.kernel.params[tensor].layout;
+        if let MemLayout::Blocks { k } = layout {
+            let element = self.block_element(tensor, at, k);
+            return self.w.scale(element, self.size(tensor));
+        }
         let strides = self.strides(tensor);
         let inner = if matches!(layout, MemLayout::Panel { .. }) { 2 } else { 0 };
         let leading = at.len() - inner;
@@ -88,6 +92,46 @@ impl Lower<'_> {
         self.w.add(sum, within)
     }
 
+    /// Number of an element in swizzled blocks of `k` columns, which the matrices of outer dimensions share.
+    fn block_element(&mut self, tensor: usize, at: &[Index], k: usize) -> Index {
+        let dims: Vec<usize> = self.kernel.params[tensor].ty.dims.iter().map(|d| d.constant().unwrap_or(1)).collect();
+        let [outer @ .., _, cols] = &dims[..] else { return Index::constant(0) };
+        let [leading @ .., r, c] = at else { return Index::constant(0) };
+        let mut matrix = Index::constant(0);
+        for (i, n) in leading.iter().zip(outer) {
+            matrix = self.w.scale(matrix, *n);
+            matrix = self.w.add(matrix, *i);
+        }
+        let group = self.w.div(*r, BLOCK_GROUP);
+        let group = self.w.scale(group, outer.iter().product());
+        let group = self.w.add(group, matrix);
+        let first = self.w.scale(group, BLOCK_GROUP);
+        let within = self.w.rem(*r, BLOCK_GROUP);
+        let row = self.w.add(first, within);
+        let block = self.w.div(row, BLOCK_ROWS);
+        let block = self.w.scale(block, cols.div_ceil(k));
+        let column = self.w.div(*c, k);
+        let block = self.w.add(block, column);
+        let line = self.w.scale(block, BLOCK_ROWS);
+        let row = self.w.rem(row, BLOCK_ROWS);
+        let line = self.w.add(line, row);
+        let line = self.w.scale(line, k);
+        let within = self.swizzled(row, *c, k);
+        self.w.add(line, within)
+    }
+
+    /// Where column `c` of a row lies within its line of `k` elements.
+    fn swizzled(&mut self, row: Index, c: Index, k: usize) -> Index {
+        let piece = (k / BLOCK_GROUP).max(1);
+        let c = self.w.rem(c, k);
+        let (number, within) = (self.w.div(c, piece), self.w.rem(c, piece));
+        let phase = self.w.rem(row, BLOCK_GROUP);
+        let (number, phase) = (self.w.ssa(number), self.w.ssa(phase));
+        let swizzled = Index::value(self.w.binary("arith.xori", number, phase)).bounded(Some(BLOCK_GROUP as i64 - 1));
+        let swizzled = self.w.scale(swizzled, piece);
+        self.w.add(swizzled, within)
+    }
+
     /// Address of an element.
     pub(crate) fn element(&mut self, tensor: usize, at: &[Index]) -> Ssa {
         let bytes = self.element_bytes(tensor, at);
@@ -109,7 +153,7 @@ impl Lower<'_> {
         let param = &self.kernel.params[tensor];
         let rank = param.ty.rank();
         match param.layout {
-            MemLayout::Strided { .. } => rank.checked_sub(1),
+            MemLayout::Strided { .. } | MemLayout::Blocks { .. } => rank.checked_sub(1),
             MemLayout::Panel { n, k: 1 } => {
                 let rows = param.ty.dims[rank - 2].constant()?;
                 (rows <= n).then_some(rank - 2)
@@ -123,6 +167,15 @@ impl Lower<'_> {
     pub(crate) fn vector(&mut self, tensor: usize, origin: &[Index], run: usize) -> usize {
         let Some(along) = self.adjacent(tensor) else { return 1 };
         let size = self.size(tensor);
+        if let MemLayout::Blocks { k } = self.kernel.params[tensor].layout {
+            let piece = (k / BLOCK_GROUP).max(1);
+            let fits = |w: &usize| {
+                [piece, run].iter().all(|n| n.is_multiple_of(*w))
+                    && w * size <= WIDEST
+                    && origin[along].is_multiple_of(*w)
+            };
+            return [16, 8, 4, 2].into_iter().find(fits).unwrap_or(1);
+        }
         let strides = self.strides(tensor);
         let panel = matches!(self.kernel.params[tensor].layout, MemLayout::Panel { .. });
         let fits = |w: &usize| {
@@ -143,7 +196,7 @@ impl Lower<'_> {
     fn panel_rows(&self, tensor: usize) -> usize {
         match self.kernel.params[tensor].layout {
             MemLayout::Panel { n, .. } => n,
-            MemLayout::Strided { .. } => 1,
+            MemLayout::Strided { .. } | MemLayout::Blocks { .. } => 1,
         }
     }
 
