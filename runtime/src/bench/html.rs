@@ -9,6 +9,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 56.0;
+const RIGHT: f64 = 24.0;
 const BOTTOM: f64 = 36.0;
 const TOP: f64 = 12.0;
 /// Requests in the timeline, evenly chosen among all.
@@ -66,7 +67,7 @@ struct Axes {
 
 impl Axes {
     fn x(&self, x: f64) -> f64 {
-        LEFT + (x / self.most_x).clamp(0.0, 1.0) * (WIDTH - LEFT - 8.0)
+        LEFT + (x / self.most_x).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
     }
 
     fn y(&self, y: f64) -> f64 {
@@ -84,7 +85,7 @@ impl Axes {
                 "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{py:.1}\" y2=\"{py:.1}\"/>\
                  <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
                  <text x=\"{px:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-                WIDTH - 8.0,
+                WIDTH - RIGHT,
                 LEFT - 6.0,
                 py + 4.0,
                 short(y),
@@ -97,8 +98,8 @@ impl Axes {
             "<section><h2>{title}</h2><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">{svg}\
              <line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{base}\" y2=\"{base}\"/>{marks}\
              <text x=\"{}\" y=\"{end}\" text-anchor=\"end\">{}</text></svg></section>",
-            WIDTH - 8.0,
-            WIDTH - 8.0,
+            WIDTH - RIGHT,
+            WIDTH - RIGHT,
             self.x_unit,
         )
     }
