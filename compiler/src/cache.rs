@@ -109,8 +109,8 @@ fn checkpoint(
         hash.add(&file.bytes.to_le_bytes());
         hash.add(file.header_sha256.as_bytes());
         match options.weights {
-            WeightsMode::Embed => hash.add(&sums.of(&model.dir.join(&file.name), progress)?.to_le_bytes()),
-            WeightsMode::External => hash.add(model.dir.display().to_string().as_bytes()),
+            WeightsMode::Embed => hash.add(&sums.of(&checkpoint.path_of(&file), progress)?.to_le_bytes()),
+            WeightsMode::External => hash.add(checkpoint.dir().display().to_string().as_bytes()),
             WeightsMode::None => {}
         }
     }

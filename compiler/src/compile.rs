@@ -228,7 +228,7 @@ impl<'a> Compilation<'a> {
             (WeightsMode::Embed, ..) => manifest::Weights::Embed { files: vec![WEIGHTS.to_string()] },
             (_, Some(seed), _) => manifest::Weights::Dummy { seed },
             (WeightsMode::External, None, Some(checkpoint)) => {
-                manifest::Weights::External { path: self.model.dir.display().to_string(), files: checkpoint.files() }
+                manifest::Weights::External { path: checkpoint.dir().display().to_string(), files: checkpoint.files() }
             }
             _ => manifest::Weights::None,
         }

@@ -24,6 +24,14 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<rvllm_models::ConfigError>,
     },
+    /// A GGUF file that no model can be made of.
+    #[error("{}: {problem}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        problem: String,
+    },
     /// The hub did not help, and neither did the cache.
     #[error("hub model {id}: {problem} · help: {help}")]
     Hub {

@@ -1,4 +1,4 @@
-//! MODEL: a directory or a hub id, its config, its checkpoint and the files that go into the artifact as they are.
+//! MODEL: a directory, a hub id or a GGUF file, its config, its checkpoint and the files that go into the artifact as they are.
 //!
 //! Invariants:
 //! - a checkpoint is used only after every tensor was compared with the graph's weights;
@@ -6,7 +6,7 @@
 
 use crate::{
     error::{Error, Result},
-    hub,
+    gguf, hub,
     options::{DTypeChoice, Options, WeightsMode},
 };
 use rvllm_artifact::{Checkpoint, DummySource, Source, parsers::Parsers, plan};
@@ -47,6 +47,9 @@ pub(crate) struct Model {
 
 /// Finds and reads MODEL.
 pub(crate) fn import(options: &Options) -> Result<Model> {
+    if Path::new(&options.model).is_file() {
+        return import_gguf(options, Path::new(&options.model));
+    }
     let (name, dir) = locate(&options.model, reads_weights(options))?;
     let mut files = vec![];
     for file in FILES {
@@ -56,6 +59,34 @@ pub(crate) fn import(options: &Options) -> Result<Model> {
     let architecture = architecture(&dir, &files)?;
     let checkpoint = checkpoint(options, &dir)?;
     let dtype = choose_dtype(options.dtype, checkpoint.as_ref(), architecture.facts().dtype)?;
+    Ok(Model { name, dir, architecture, dtype, files, checkpoint })
+}
+
+/// Reads a GGUF file, and the tokenizer's files beside it where they are.
+fn import_gguf(options: &Options, path: &Path) -> Result<Model> {
+    let path = path.canonicalize().map_err(Error::io("open", path))?;
+    let checkpoint = Checkpoint::open(&path)?;
+    let dir = path.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let tokenizer = read(&dir.join("tokenizer.json"))?;
+    let mut made = gguf::files(&path, &checkpoint, tokenizer.is_none())?;
+    let mut files = vec![];
+    for file in FILES {
+        let beside = match file {
+            "config.json" | "generation_config.json" => None,
+            _ if tokenizer.is_some() => read(&dir.join(file))?,
+            _ => None,
+        };
+        files.extend(beside.or_else(|| made.remove(file)).map(|bytes| (file.to_string(), bytes)));
+    }
+    files.extend(goldens(options, &dir)?.map(|bytes| ("goldens.json".to_string(), bytes)));
+    let architecture = architecture(&path, &files)?;
+    let best = checkpoint.gguf().map(rvllm_artifact::gguf::preferred);
+    let dtype = match (options.dtype, best) {
+        (DTypeChoice::F32, _) | (DTypeChoice::Auto, Some(plan::DType::F32)) => DType::F32,
+        _ => DType::Bf16,
+    };
+    let name = path.file_stem().map_or_else(|| "model".to_string(), |n| n.to_string_lossy().into_owned());
+    let checkpoint = options.dummy_weights.is_none().then_some(checkpoint);
     Ok(Model { name, dir, architecture, dtype, files, checkpoint })
 }
 
@@ -165,7 +196,9 @@ impl Model {
     pub(crate) fn check(&self, tensors: &BTreeMap<String, Vec<u64>>) -> Result<()> {
         let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
         let expected: Vec<(String, Vec<u64>)> = tensors.iter().map(|(n, s)| (n.clone(), s.clone())).collect();
-        let mismatches = checkpoint.check(&expected, &|key| self.architecture.ignored(key));
+        let mismatches = checkpoint.check(&expected, &|key| {
+            self.architecture.ignored(key) || key == rvllm_artifact::gguf::names::ROPE_FACTORS
+        });
         match mismatches.is_empty() {
             true => Ok(()),
             false => Err(Error::Checkpoint { path: self.dir.clone(), mismatches }),

@@ -17,6 +17,7 @@ mod codegen;
 mod compile;
 mod emit;
 mod error;
+mod gguf;
 mod hub;
 mod import;
 mod limits;

@@ -15,6 +15,7 @@ use serde_json::Value;
 use std::{
     env,
     ffi::OsString,
+    io::Read,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -124,7 +125,7 @@ pub enum Named {
     Model(String),
 }
 
-/// Tells artifacts from models: a file is an artifact, a directory or a hub id is a model.
+/// Tells artifacts from models: a file is an artifact unless it is GGUF, a directory or a hub id is a model.
 ///
 /// # Errors
 /// It looks like a path, but nothing is there.
@@ -134,13 +135,20 @@ pub fn tell(name: &str) -> Result<Named, Failure> {
         return Ok(Named::Model(name.to_string()));
     }
     if path.exists() {
-        return Ok(Named::Artifact(path.to_path_buf()));
+        return Ok(if is_gguf(path) { Named::Model(name.to_string()) } else { Named::Artifact(path.to_path_buf()) });
     }
     match is_hub_id(name) {
         true => Ok(Named::Model(name.to_string())),
         false => Err(Failure::usage(format!("no such file or directory: {name}"))
             .help("name an artifact, a model's directory, or a hub id such as Qwen/Qwen2.5-0.5B")),
     }
+}
+
+/// Whether a file begins as GGUF files do. One that cannot be read is taken for an artifact, whose opening says why.
+fn is_gguf(path: &Path) -> bool {
+    let mut start = [0; 4];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && start == rvllm_artifact::gguf::MAGIC
 }
 
 /// `name` or `owner/name`, in the hub's letters.

@@ -2,10 +2,12 @@
 //!
 //! - [`filetest`]: programs as text with expectations beside them (`filetests/**/*.rir`);
 //! - [`commands`]: what a filetest can ask for, one file each;
+//! - [`gguf`]: a GGUF file of a checkpoint;
 //! - [`launch`]: compiled and interpreted kernels on the same bytes;
 //! - [`model`]: whole models compiled for this machine, and their answers.
 
 pub mod commands;
 pub mod filetest;
+pub mod gguf;
 pub mod launch;
 pub mod model;

@@ -178,6 +178,36 @@ fn the_demo_in_bf16_is_within_two_percent() -> Result<()> {
     Ok(())
 }
 
+/// Weights of the same bits, the same tokens of a text, the same conversation: then it answers the same.
+#[test]
+fn the_demo_as_a_gguf_file_is_the_same_model() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("demo.gguf");
+    rvllm_tests::gguf::write(&root().join("models/demo"), &path)?;
+    let (golden, theirs) = demo(DTypeChoice::Auto)?;
+    let ours = Compiled::new(&path.display().to_string(), DTypeChoice::Auto, "native", None)?;
+    let weights = |model: &Compiled| -> Vec<u8> {
+        let names = model.artifact.entries().map(|e| e.0).filter(|name| name.starts_with("weights/"));
+        names.filter_map(|name| model.artifact.entry(name)).flatten().copied().collect()
+    };
+    ensure!(!weights(&ours).is_empty() && weights(&ours) == weights(&theirs), "the weights differ");
+    let (manifest, expected) = (&ours.artifact.manifest().model, &theirs.artifact.manifest().model);
+    ensure!(manifest.eos_token_ids == expected.eos_token_ids && manifest.bos_token_id == expected.bos_token_id);
+    let engines = [ours.engine(EngineOptions::default())?, theirs.engine(EngineOptions::default())?];
+    let tokenizers = engines.each_ref().map(|e| e.tokenizer().cloned());
+    let [Some(ours_t), Some(theirs_t)] = &tokenizers else { anyhow::bail!("one has no tokenizer") };
+    let text = fs::read_to_string(root().join("tests/goldens/texts/books_heldout.txt"))?;
+    let text: String = text.chars().take(20_000).collect();
+    for text in [&text, " 12 345 don't\n\n\t<|end_of_text|>x", ""] {
+        ensure!(ours_t.encode(text, true)? == theirs_t.encode(text, true)?, "{text:.80}");
+    }
+    for (prompt, answer) in golden.prompts.iter().zip(demo_answers(&golden, &ours)?).take(2) {
+        ensure!(ours_t.decode(&answer.tokens, true)? == theirs_t.decode(&answer.tokens, true)?);
+        ensure!(answer.tokens.len() == prompt.greedy_ids.len());
+    }
+    Ok(())
+}
+
 /// Relative L2 of the top twenty logits and total variation of the top twenty and the rest. Log-probabilities
 /// give the logits up to a shift; theirs is undone with transformers' logsumexp.
 fn distance(golden: &FirstLogits, answer: &Answer) -> Result<(f64, f64)> {

@@ -1,16 +1,18 @@
-//! A checkpoint: a directory with one or several safetensors files, mapped.
+//! A checkpoint: a directory with one or several safetensors files, or one GGUF file, mapped.
 //!
 //! The files must not be changed while they are mapped.
 
 use crate::{
     error::{Error, Result},
-    header::Header,
+    gguf::Gguf,
+    header::{Header, hex},
     manifest::CheckpointFile,
     map,
     source::{Source, TensorType},
 };
 use memmap2::Mmap;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -37,7 +39,14 @@ struct OpenFile {
     name: String,
     place: String,
     map: Mmap,
-    header: Header,
+    layout: Layout,
+}
+
+/// Where in a file which tensor lies.
+#[derive(Debug)]
+enum Layout {
+    Safetensors(Header),
+    Gguf(Box<Gguf>),
 }
 
 /// A tensor that is not as the model needs it.
@@ -85,11 +94,14 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or the files of `model.safetensors.index.json`, of a directory.
+    /// Opens a GGUF file, or `model.safetensors` or the files of `model.safetensors.index.json` of a directory.
     ///
     /// # Errors
     /// No such files (one message for `pytorch_model.bin`), or a header that is not valid.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
+        if dir.is_file() {
+            return Checkpoint::of_gguf(dir);
+        }
         const SINGLE: &str = "model.safetensors";
         let index = dir.join("model.safetensors.index.json");
         if dir.join(SINGLE).is_file() {
@@ -107,6 +119,22 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// The keys and values of a GGUF file.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        self.files.iter().find_map(|f| match &f.layout {
+            Layout::Gguf(gguf) => Some(&**gguf),
+            Layout::Safetensors(_) => None,
+        })
+    }
+
+    fn of_gguf(path: &Path) -> Result<Checkpoint> {
+        let (map, place) = (map::file(path)?, path.display().to_string());
+        let layout = Layout::Gguf(Box::new(Gguf::read(&place, &map)?));
+        let name = path.file_name().map_or_else(|| place.clone(), |n| n.to_string_lossy().into_owned());
+        let tensors = layout.names().into_iter().map(|name| (name, 0)).collect();
+        Ok(Checkpoint { dir: path.into(), files: vec![OpenFile { name, place, map, layout }], tensors })
+    }
+
     fn from_files(dir: &Path, names: &BTreeSet<&str>) -> Result<Checkpoint> {
         let wrong = |problem: String| Error::Checkpoint { path: dir.into(), problem };
         if names.is_empty() || names.len() > MAX_FILES {
@@ -116,13 +144,13 @@ impl Checkpoint {
             return Err(wrong(format!("its index names the file {name:?}, expected a name without a directory")));
         }
         let files = names.iter().map(|name| OpenFile::open(dir, name)).collect::<Result<Vec<_>>>()?;
-        let all = files.iter().enumerate().flat_map(|(i, file)| file.header.names().into_iter().map(move |n| (n, i)));
+        let all = files.iter().enumerate().flat_map(|(i, file)| file.layout.names().into_iter().map(move |n| (n, i)));
         Ok(Checkpoint { dir: dir.into(), tensors: all.collect(), files })
     }
 
     /// Takes a tensor from the file that the index names.
     fn place(&mut self, tensor: &str, file: &str) -> Result<()> {
-        let at = self.files.iter().position(|f| f.name == file && f.header.range(tensor).is_some());
+        let at = self.files.iter().position(|f| f.name == file && f.layout.shape(tensor).is_some());
         let at = at.ok_or_else(|| Error::MissingTensor {
             place: self.dir.join(file).display().to_string(),
             tensor: format!("{tensor}, which the index places there"),
@@ -131,9 +159,14 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Its directory.
+    /// Its directory, or its file.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Where a file of [`Checkpoint::files`] lies.
+    pub fn path_of(&self, file: &CheckpointFile) -> PathBuf {
+        if self.gguf().is_some() { self.dir.clone() } else { self.dir.join(&file.name) }
     }
 
     /// Names of all tensors, sorted.
@@ -146,7 +179,7 @@ impl Checkpoint {
         let describe = |f: &OpenFile| CheckpointFile {
             name: f.name.clone(),
             bytes: f.map.len() as u64,
-            header_sha256: f.header.sha256(&f.map),
+            header_sha256: f.layout.sha256(&f.map),
         };
         self.files.iter().map(describe).collect()
     }
@@ -185,7 +218,7 @@ impl Checkpoint {
         let mut wrong: Vec<Mismatch> = expected.iter().filter_map(|(name, shape)| self.mismatch(name, shape)).collect();
         let extra = self.names().filter(|name| !expected.contains_key(name) && !ignored(name));
         wrong.extend(extra.filter_map(|name| {
-            Some(Mismatch::Extra { name: name.to_string(), found: self.file_of(name)?.header.shape(name)? })
+            Some(Mismatch::Extra { name: name.to_string(), found: self.file_of(name)?.layout.shape(name)? })
         }));
         wrong.sort_by(|a, b| a.name().cmp(b.name()));
         wrong
@@ -193,7 +226,7 @@ impl Checkpoint {
 
     fn mismatch(&self, name: &str, expected: &[u64]) -> Option<Mismatch> {
         let (name, expected) = (name.to_string(), expected.to_vec());
-        match self.file_of(&name).and_then(|file| file.header.shape(&name)) {
+        match self.file_of(&name).and_then(|file| file.layout.shape(&name)) {
             None => Some(Mismatch::Missing { name, expected }),
             Some(found) if found != expected => Some(Mismatch::Misshaped { name, found, expected }),
             Some(_) => None,
@@ -213,8 +246,50 @@ impl OpenFile {
     fn open(dir: &Path, name: &str) -> Result<OpenFile> {
         let path = dir.join(name);
         let (map, place) = (map::file(&path)?, path.display().to_string());
-        let header = Header::read(&place, &map)?;
-        Ok(OpenFile { name: name.to_string(), place, map, header })
+        let layout = Layout::Safetensors(Header::read(&place, &map)?);
+        Ok(OpenFile { name: name.to_string(), place, map, layout })
+    }
+}
+
+impl Layout {
+    fn names(&self) -> Vec<String> {
+        match self {
+            Layout::Safetensors(header) => header.names(),
+            Layout::Gguf(gguf) => gguf.names(),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<u64>> {
+        match self {
+            Layout::Safetensors(header) => header.shape(name),
+            Layout::Gguf(gguf) => gguf.tensor(name).map(|ty| ty.shape),
+        }
+    }
+
+    /// Type and shape; `Err` with the type's name where it is not known.
+    fn tensor(&self, name: &str) -> Option<std::result::Result<TensorType, String>> {
+        match self {
+            Layout::Safetensors(header) => header.tensor(name),
+            Layout::Gguf(gguf) => gguf.tensor(name).map(Ok),
+        }
+    }
+
+    /// SHA-256 of everything before the tensors' bytes, in hexadecimal.
+    fn sha256(&self, file: &[u8]) -> String {
+        match self {
+            Layout::Safetensors(header) => header.sha256(file),
+            Layout::Gguf(gguf) => hex(&Sha256::digest(&file[..gguf.header_bytes().min(file.len())])),
+        }
+    }
+
+    fn bytes<'a>(&self, file: &'a [u8], name: &str, range: Range<u64>) -> Option<Cow<'a, [u8]>> {
+        match self {
+            Layout::Gguf(gguf) => gguf.bytes(file, name, range),
+            Layout::Safetensors(header) => {
+                let tensor = file.get(header.range(name)?)?;
+                tensor.get(range.start as usize..range.end as usize).map(Cow::Borrowed)
+            }
+        }
     }
 }
 
@@ -243,17 +318,15 @@ fn read_index(path: &Path) -> Result<Index> {
 impl Source for Checkpoint {
     fn tensor(&self, name: &str) -> Result<TensorType> {
         let file = self.file_of(name).ok_or_else(|| self.missing(name))?;
-        let ty = file.header.tensor(name).ok_or_else(|| self.missing(name))?;
+        let ty = file.layout.tensor(name).ok_or_else(|| self.missing(name))?;
         ty.map_err(|found| Error::UnknownDType { place: file.place.clone(), tensor: name.to_string(), found })
     }
 
     fn bytes(&self, name: &str, range: Range<u64>) -> Result<Cow<'_, [u8]>> {
         let file = self.file_of(name).ok_or_else(|| self.missing(name))?;
-        let tensor = file.header.range(name).and_then(|at| file.map.get(at)).ok_or_else(|| self.missing(name))?;
-        let bytes = tensor.get(range.start as usize..range.end as usize);
-        bytes.map(Cow::Borrowed).ok_or_else(|| Error::Damaged {
+        file.layout.bytes(&file.map, name, range.clone()).ok_or_else(|| Error::Damaged {
             file: file.place.clone(),
-            problem: format!("bytes {range:?} of tensor {name}, which has {}", tensor.len()),
+            problem: format!("bytes {range:?} of tensor {name}, which has not as many"),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that unwraps fails with the error")]
 
+mod gguf;
 mod gpu;
 mod hostile;
 mod model;

@@ -1,0 +1,152 @@
+//! A GGUF file of a Llama checkpoint, written from the specification: names, order of rows, tokenizer.
+
+use anyhow::{Context, Result};
+use rvllm_artifact::{Checkpoint, Source, plan::DType};
+use serde_json::Value;
+use std::{fs, path::Path};
+
+/// A value of the metadata.
+enum Given {
+    Text(String),
+    U32(u32),
+    F32(f32),
+    Texts(Vec<String>),
+    I32s(Vec<i32>),
+}
+
+impl Given {
+    fn bytes(&self) -> Vec<u8> {
+        let list = |kind: u32, n: usize, items: Vec<u8>| {
+            [&9u32.to_le_bytes()[..], &kind.to_le_bytes(), &(n as u64).to_le_bytes(), &items].concat()
+        };
+        match self {
+            Given::U32(n) => [4u32.to_le_bytes(), n.to_le_bytes()].concat(),
+            Given::F32(x) => [6u32.to_le_bytes(), x.to_le_bytes()].concat(),
+            Given::Text(t) => [8u32.to_le_bytes().to_vec(), text(t)].concat(),
+            Given::Texts(all) => list(8, all.len(), all.iter().flat_map(|t| text(t)).collect()),
+            Given::I32s(all) => list(5, all.len(), all.iter().flat_map(|n| n.to_le_bytes()).collect()),
+        }
+    }
+}
+
+fn text(t: &str) -> Vec<u8> {
+    [&(t.len() as u64).to_le_bytes()[..], t.as_bytes()].concat()
+}
+
+fn json(path: &Path) -> Result<Value> {
+    serde_json::from_slice(&fs::read(path)?).with_context(|| path.display().to_string())
+}
+
+/// Writes the checkpoint of a directory, whose weights are bf16, as one file.
+///
+/// # Errors
+/// The directory lacks a file or a key.
+pub fn write(dir: &Path, to: &Path) -> Result<()> {
+    let (config, tokenizer) = (json(&dir.join("config.json"))?, json(&dir.join("tokenizer.json"))?);
+    let checkpoint = Checkpoint::open(dir)?;
+    let mut keys = of_config(&config)?;
+    keys.extend(of_tokenizer(&tokenizer, &json(&dir.join("tokenizer_config.json"))?, &config)?);
+    let names: Vec<&str> = checkpoint.names().collect();
+    let mut header = [&b"GGUF"[..], &3u32.to_le_bytes(), &(names.len() as u64).to_le_bytes()].concat();
+    header.extend((keys.len() as u64).to_le_bytes());
+    keys.iter().for_each(|(key, value)| header.extend([text(key), value.bytes()].concat()));
+    let mut data: Vec<u8> = vec![];
+    for name in names {
+        let (shape, bytes) = tensor(&checkpoint, name, &config)?;
+        header.extend([text(&of_hugging_face(name)), (shape.len() as u32).to_le_bytes().to_vec()].concat());
+        shape.iter().rev().for_each(|d| header.extend(d.to_le_bytes()));
+        // BF16
+        header.extend([&30u32.to_le_bytes()[..], &(data.len() as u64).to_le_bytes()].concat());
+        data.extend(bytes);
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    header.resize(header.len().next_multiple_of(32), 0);
+    Ok(fs::write(to, [header, data].concat())?)
+}
+
+type Keys = Vec<(String, Given)>;
+
+fn of_config(config: &Value) -> Result<Keys> {
+    let u32 = |key: &str| config[key].as_u64().map(|n| Given::U32(n as u32)).context("a size is missing");
+    let f32 = |key: &str| config[key].as_f64().map(|x| Given::F32(x as f32)).context("a number is missing");
+    Ok(vec![
+        ("general.architecture".into(), Given::Text("llama".into())),
+        ("llama.embedding_length".into(), u32("hidden_size")?),
+        ("llama.feed_forward_length".into(), u32("intermediate_size")?),
+        ("llama.block_count".into(), u32("num_hidden_layers")?),
+        ("llama.attention.head_count".into(), u32("num_attention_heads")?),
+        ("llama.attention.head_count_kv".into(), u32("num_key_value_heads")?),
+        ("llama.attention.key_length".into(), u32("head_dim")?),
+        ("llama.rope.dimension_count".into(), u32("head_dim")?),
+        ("llama.context_length".into(), u32("max_position_embeddings")?),
+        ("llama.attention.layer_norm_rms_epsilon".into(), f32("rms_norm_eps")?),
+        ("llama.rope.freq_base".into(), f32("rope_theta")?),
+    ])
+}
+
+fn of_tokenizer(tokenizer: &Value, names: &Value, config: &Value) -> Result<Keys> {
+    let vocab = tokenizer["model"]["vocab"].as_object().context("the tokenizer has no vocabulary")?;
+    let added = tokenizer["added_tokens"].as_array().context("the tokenizer has no added tokens")?;
+    let size = config["vocab_size"].as_u64().context("vocab_size")? as usize;
+    let mut tokens: Vec<String> = (0..size).map(|i| format!("[PAD{i}]")).collect();
+    // Unused where nothing else is said.
+    let mut kinds = vec![5; size];
+    let plain = vocab.iter().filter_map(|(t, id)| Some((t.clone(), id.as_u64()? as usize, 1)));
+    let special =
+        added.iter().filter_map(|t| Some((t["content"].as_str()?.to_string(), t["id"].as_u64()? as usize, 3)));
+    for (token, id, kind) in plain.chain(special) {
+        (tokens[id], kinds[id]) = (token, kind);
+    }
+    let merge = |m: &Value| match m {
+        Value::Array(pair) => pair.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
+        other => other.as_str().unwrap_or_default().to_string(),
+    };
+    let merges = tokenizer["model"]["merges"].as_array().context("the tokenizer has no merges")?;
+    let template = fs::read_to_string(crate::model::root().join("models/demo/chat_template.jinja")).ok();
+    let template = names["chat_template"].as_str().map(str::to_string).or(template).context("no chat template")?;
+    let id = |key: &str| config[key].as_u64().map(|n| Given::U32(n as u32)).context("a token is missing");
+    Ok(vec![
+        ("tokenizer.ggml.model".into(), Given::Text("gpt2".into())),
+        ("tokenizer.ggml.pre".into(), Given::Text("qwen2".into())),
+        ("tokenizer.ggml.tokens".into(), Given::Texts(tokens)),
+        ("tokenizer.ggml.token_type".into(), Given::I32s(kinds)),
+        ("tokenizer.ggml.merges".into(), Given::Texts(merges.iter().map(merge).collect())),
+        ("tokenizer.ggml.bos_token_id".into(), id("bos_token_id")?),
+        ("tokenizer.ggml.eos_token_id".into(), id("eos_token_id")?),
+        ("tokenizer.chat_template".into(), Given::Text(template)),
+    ])
+}
+
+fn of_hugging_face(name: &str) -> String {
+    let parts = [
+        ("model.embed_tokens.", "token_embd."),
+        ("model.norm.", "output_norm."),
+        ("lm_head.", "output."),
+        ("model.layers.", "blk."),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("input_layernorm", "attn_norm"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+    ];
+    parts.iter().fold(name.to_string(), |name, (theirs, ours)| name.replace(theirs, ours))
+}
+
+/// A tensor's shape and bytes; rows of q and k as the format has them: numbers that are rotated together lie together.
+fn tensor(checkpoint: &Checkpoint, name: &str, config: &Value) -> Result<(Vec<u64>, Vec<u8>)> {
+    let ty = checkpoint.tensor(name)?;
+    anyhow::ensure!(ty.dtype == DType::Bf16, "{name} is {}", ty.dtype);
+    let bytes = checkpoint.bytes(name, 0..ty.bytes().context("a size")?)?.into_owned();
+    if !name.contains("q_proj") && !name.contains("k_proj") {
+        return Ok((ty.shape, bytes));
+    }
+    let half = config["head_dim"].as_u64().context("head_dim")? as usize / 2;
+    let rows: Vec<&[u8]> = bytes.chunks_exact(bytes.len() / ty.shape[0] as usize).collect();
+    let heads = rows.chunks_exact(2 * half);
+    let order = heads.flat_map(|head| (0..half).flat_map(move |i| [head[i], head[half + i]]));
+    Ok((ty.shape, order.flatten().copied().collect()))
+}
