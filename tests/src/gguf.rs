@@ -8,6 +8,7 @@ use std::{fs, path::Path};
 /// A value of the metadata.
 enum Given {
     Text(String),
+    Bool(bool),
     U32(u32),
     F32(f32),
     Texts(Vec<String>),
@@ -20,6 +21,7 @@ impl Given {
             [&9u32.to_le_bytes()[..], &kind.to_le_bytes(), &(n as u64).to_le_bytes(), &items].concat()
         };
         match self {
+            Given::Bool(b) => [&7u32.to_le_bytes()[..], &[u8::from(*b)]].concat(),
             Given::U32(n) => [4u32.to_le_bytes(), n.to_le_bytes()].concat(),
             Given::F32(x) => [6u32.to_le_bytes(), x.to_le_bytes()].concat(),
             Given::Text(t) => [8u32.to_le_bytes().to_vec(), text(t)].concat(),
@@ -45,7 +47,8 @@ pub fn write(dir: &Path, to: &Path) -> Result<()> {
     let (config, tokenizer) = (json(&dir.join("config.json"))?, json(&dir.join("tokenizer.json"))?);
     let checkpoint = Checkpoint::open(dir)?;
     let mut keys = of_config(&config)?;
-    keys.extend(of_tokenizer(&tokenizer, &json(&dir.join("tokenizer_config.json"))?, &config)?);
+    let [names, generation] = ["tokenizer_config.json", "generation_config.json"].map(|file| json(&dir.join(file)));
+    keys.extend(of_tokenizer(&tokenizer, &names?, &config, &generation?)?);
     let names: Vec<&str> = checkpoint.names().collect();
     let mut header = [&b"GGUF"[..], &3u32.to_le_bytes(), &(names.len() as u64).to_le_bytes()].concat();
     header.extend((keys.len() as u64).to_le_bytes());
@@ -84,7 +87,7 @@ fn of_config(config: &Value) -> Result<Keys> {
     ])
 }
 
-fn of_tokenizer(tokenizer: &Value, names: &Value, config: &Value) -> Result<Keys> {
+fn of_tokenizer(tokenizer: &Value, names: &Value, config: &Value, generation: &Value) -> Result<Keys> {
     let vocab = tokenizer["model"]["vocab"].as_object().context("the tokenizer has no vocabulary")?;
     let added = tokenizer["added_tokens"].as_array().context("the tokenizer has no added tokens")?;
     let size = config["vocab_size"].as_u64().context("vocab_size")? as usize;
@@ -105,6 +108,10 @@ fn of_tokenizer(tokenizer: &Value, names: &Value, config: &Value) -> Result<Keys
     let template = fs::read_to_string(crate::model::root().join("models/demo/chat_template.jinja")).ok();
     let template = names["chat_template"].as_str().map(str::to_string).or(template).context("no chat template")?;
     let id = |key: &str| config[key].as_u64().map(|n| Given::U32(n as u32)).context("a token is missing");
+    let ends = |i: usize| {
+        let id = generation["eos_token_id"][i].as_u64();
+        id.map(|n| Given::U32(n as u32)).context("an end token is missing")
+    };
     Ok(vec![
         ("tokenizer.ggml.model".into(), Given::Text("gpt2".into())),
         ("tokenizer.ggml.pre".into(), Given::Text("qwen2".into())),
@@ -112,7 +119,9 @@ fn of_tokenizer(tokenizer: &Value, names: &Value, config: &Value) -> Result<Keys
         ("tokenizer.ggml.token_type".into(), Given::I32s(kinds)),
         ("tokenizer.ggml.merges".into(), Given::Texts(merges.iter().map(merge).collect())),
         ("tokenizer.ggml.bos_token_id".into(), id("bos_token_id")?),
-        ("tokenizer.ggml.eos_token_id".into(), id("eos_token_id")?),
+        ("tokenizer.ggml.eos_token_id".into(), ends(0)?),
+        ("tokenizer.ggml.eot_token_id".into(), ends(1)?),
+        ("tokenizer.ggml.add_bos_token".into(), Given::Bool(true)),
         ("tokenizer.chat_template".into(), Given::Text(template)),
     ])
 }
