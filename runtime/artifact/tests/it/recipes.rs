@@ -72,7 +72,7 @@ fn naive_blocks(k: u64, matrices: u64, (shape, values): (Vec<u64>, Vec<f32>)) ->
         let (matrix, r) = (row / each, row % each);
         let at = (r / 8 * matrices + matrix) * 8 + r % 8;
         let (piece, within) = (column % k / (k / 8), column % (k / 8));
-        let place = ((at / 64 * stored[1] + column / k) * 64 + at % 64) * k + (piece ^ at % 8) * (k / 8) + within;
+        let place = ((at / 64 * stored[1] + column / k) * 64 + at % 64) * k + (piece ^ (at % 8)) * (k / 8) + within;
         out[place as usize] = values[(row * columns + column) as usize];
     }
     (stored.to_vec(), out)
