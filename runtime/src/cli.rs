@@ -4,6 +4,7 @@
 
 use crate::{bench::Bench, run_batch, sampling::Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rvllm_server::{tls::CertReqs, traces::Uri};
 use std::{ffi::OsString, path::PathBuf, sync::LazyLock};
 
 /// Runs large language models that were compiled ahead of time
@@ -153,12 +154,18 @@ pub struct Server {
     /// Port to listen on; 0 is any free one
     #[arg(long, value_name = "N", default_value_t = 8000)]
     pub port: u16,
+    /// A Unix socket to listen on; address and port are then ignored
+    #[arg(long, value_name = "PATH")]
+    pub uds: Option<PathBuf>,
     /// A key that requests must bring; repeatable. RVLLM_API_KEY and VLLM_API_KEY hold keys, too
     #[arg(long, value_name = "KEY", num_args = 1..)]
     pub api_key: Vec<String>,
-    /// A file with a key a line
+    /// A file with a key a line; read again when it changes, and on SIGHUP
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub tls: Tls,
     /// Guard /metrics with the keys, too
     #[arg(long)]
     pub guard_metrics: bool,
@@ -213,12 +220,81 @@ pub struct Server {
     /// No /docs and no /openapi.json
     #[arg(long)]
     pub disable_fastapi_docs: bool,
-    /// Form of the log, which has a line a request
-    #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
-    pub log_format: LogFormat,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub watched: Watched,
     /// Time that a step of --mock takes, in microseconds
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub mock_step_us: u64,
+}
+
+/// How connections are encrypted.
+#[derive(Args, Clone, Debug)]
+pub struct Tls {
+    /// The server's certificate chain in PEM form: https instead of http
+    #[arg(long, value_name = "FILE")]
+    pub ssl_certfile: Option<PathBuf>,
+    /// The certificate's key, unencrypted [default: in the certificate's file]
+    #[arg(long, value_name = "FILE", requires = "ssl_certfile")]
+    pub ssl_keyfile: Option<PathBuf>,
+    /// Roots of the certificates that clients bring
+    #[arg(long, value_name = "FILE", requires_all = ["ssl_certfile", "ssl_cert_reqs"])]
+    pub ssl_ca_certs: Option<PathBuf>,
+    /// Whether clients bring certificates: 0 no, 1 they may, 2 they must [default: 0]
+    #[arg(long, value_name = "N", value_parser = parse_cert_reqs, requires = "ssl_certfile")]
+    pub ssl_cert_reqs: Option<CertReqs>,
+    /// Read the files again when they change; SIGHUP does so in any case
+    #[arg(long, requires = "ssl_certfile")]
+    pub enable_ssl_refresh: bool,
+}
+
+/// What is told of requests.
+#[derive(Args, Clone, Debug)]
+pub struct Watched {
+    /// Form of the log, which has a line a request
+    #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
+    pub log_format: LogFormat,
+    /// What the log has: requests are told of at info
+    #[arg(long, value_enum, default_value = "info", value_name = "LEVEL")]
+    pub uvicorn_log_level: LogLevel,
+    /// Paths whose requests have no line of log, with commas between them
+    #[arg(long, value_name = "PATHS", value_delimiter = ',')]
+    pub disable_access_log_for_endpoints: Vec<String>,
+    /// Send traces to a collector as OTLP over HTTP: http://HOST:4318/v1/traces. OTEL_SERVICE_NAME,
+    /// OTEL_RESOURCE_ATTRIBUTES and OTEL_EXPORTER_OTLP_HEADERS are read
+    #[arg(long, value_name = "URL", value_parser = rvllm_server::traces::endpoint)]
+    pub otlp_traces_endpoint: Option<Uri>,
+    /// Give the stages of a request spans of their own; all three mean the same
+    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',', requires = "otlp_traces_endpoint")]
+    pub collect_detailed_traces: Vec<DetailedTraces>,
+}
+
+/// What the log has.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// What ends the server; the same as errors
+    Critical,
+    /// What fails
+    Error,
+    /// What should be looked at
+    Warning,
+    /// Requests, too
+    Info,
+    /// More
+    Debug,
+    /// All
+    Trace,
+}
+
+/// vLLM's names of what takes part in a request.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DetailedTraces {
+    /// The model
+    Model,
+    /// Its workers
+    Worker,
+    /// Both
+    All,
 }
 
 /// Form of the log.
@@ -317,6 +393,13 @@ pub struct Verify {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub engine: Engine,
+}
+
+/// Reads Python's `ssl.CERT_NONE`, `CERT_OPTIONAL`, `CERT_REQUIRED`.
+fn parse_cert_reqs(text: &str) -> Result<CertReqs, String> {
+    let all = [("0", CertReqs::None), ("1", CertReqs::Optional), ("2", CertReqs::Required)];
+    let found = all.into_iter().find(|(name, _)| *name == text).map(|(_, reqs)| reqs);
+    found.ok_or_else(|| format!("`{text}` is none of 0 (no certificates), 1 (optional), 2 (required)"))
 }
 
 /// Reads a number of seconds, fractions too.

@@ -10,7 +10,7 @@
 //! | [`chat`], [`terminal`] | `rvllm run` |
 //! | [`run_batch`] | `rvllm run-batch` |
 //! | [`bench`] | `rvllm bench` |
-//! | [`serve`] | `rvllm serve` |
+//! | [`serve`], [`log`] | `rvllm serve` |
 //! | [`inspect`], [`table`], [`verify`] | what an artifact holds, and whether it computes what it should |
 //! | [`error`] | exit codes and messages |
 //!
@@ -28,6 +28,7 @@ pub mod generate;
 pub mod input;
 pub mod inspect;
 pub mod interrupt;
+pub mod log;
 pub mod model;
 pub mod output;
 pub mod partial;

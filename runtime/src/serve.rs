@@ -4,20 +4,22 @@
 //! is served, in what memory, and where.
 
 use crate::{
-    cli::{self, GenerationConfig, LogFormat},
+    cli::{self, GenerationConfig},
     encode,
     error::{Failure, note},
+    log,
     model::{Session, dtype_name},
     sampling::Sampling,
     table::{columns, size},
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rvllm_engine::{Engine, SamplingParams};
-use rvllm_server::{App, Config, Cors, Ended, Served, mock, model::ArtifactCard, prompt::Encoder, serve};
+use rvllm_server::{
+    App, Config, Cors, Ended, Served, config::Patience, listen::Address, mock, model::ArtifactCard, prompt::Encoder,
+    serve, tls::TlsFiles, traces::TraceConfig,
+};
 use std::{
-    env, fs,
-    io::{self, IsTerminal},
-    net::SocketAddr,
+    env,
     path::Path,
     time::{Duration, Instant},
 };
@@ -31,7 +33,8 @@ const MOCK: &str = "mock";
 /// A flag is wrong, the model does not load, the address is taken, or the engine fails.
 pub fn run(args: &cli::Serve, start: Instant) -> Result<()> {
     let config = config(&args.server)?;
-    watch(args.server.log_format);
+    config.check()?;
+    let log = log::start(args.server.watched.log_format, args.server.watched.uvicorn_log_level)?;
     let (engine, served) = if args.mock {
         mock(args)?
     } else {
@@ -42,6 +45,7 @@ pub fn run(args: &cli::Serve, start: Instant) -> Result<()> {
     let summary = summary(&engine, &served);
     let (app, thread) = App::start(engine, served, config)?;
     let ended = serve::run(app, thread, |address| tell(&summary, address, start))?;
+    drop(log);
     note(match ended {
         Ended::Drained => "all requests are answered; the server has ended",
         Ended::TimedOut => "requests that took too long were given up; the server has ended",
@@ -143,15 +147,21 @@ fn config(flags: &cli::Server) -> Result<Config> {
     Ok(Config {
         host: flags.host.clone(),
         port: flags.port,
+        uds: flags.uds.clone(),
+        tls: tls(&flags.tls),
         api_keys: keys(flags)?,
+        api_key_file: flags.api_key_file.clone(),
         guard_metrics: flags.guard_metrics,
         strict: flags.strict,
         max_queue: flags.max_queue,
         max_body_bytes: flags.max_body_size as usize,
         max_n: flags.max_n,
         max_connections: flags.max_connections,
+        patience: Patience::default(),
         request_timeout: flags.request_timeout.map(Duration::from_secs_f64),
         shutdown_timeout: Duration::from_secs_f64(flags.shutdown_timeout),
+        traces: traces(&flags.watched)?,
+        unlogged: flags.watched.disable_access_log_for_endpoints.clone(),
         cors: cors(flags)?,
         docs: !flags.disable_fastapi_docs,
         return_tokens_as_token_ids: flags.return_tokens_as_token_ids,
@@ -160,18 +170,31 @@ fn config(flags: &cli::Server) -> Result<Config> {
     })
 }
 
-/// Keys of the flags, of the file, and of the environment.
+/// Keys of the flags and of the environment.
 fn keys(flags: &cli::Server) -> Result<Vec<String>> {
-    let mut keys = flags.api_key.clone();
-    if let Some(path) = &flags.api_key_file {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read the keys in {}", path.display()))?;
-        keys.extend(text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(String::from));
-    }
-    keys.extend(["RVLLM_API_KEY", "VLLM_API_KEY"].into_iter().filter_map(|name| env::var(name).ok()));
+    let of_environment = ["RVLLM_API_KEY", "VLLM_API_KEY"].into_iter().filter_map(|name| env::var(name).ok());
+    let keys: Vec<String> = flags.api_key.iter().cloned().chain(of_environment).collect();
     if keys.iter().any(|k| k.trim().is_empty()) {
         return Err(Failure::usage("an API key is empty").help("leave it out to serve without keys").into());
     }
     Ok(keys)
+}
+
+fn tls(flags: &cli::Tls) -> Option<TlsFiles> {
+    Some(TlsFiles {
+        certfile: flags.ssl_certfile.clone()?,
+        keyfile: flags.ssl_keyfile.clone(),
+        ca_certs: flags.ssl_ca_certs.clone(),
+        cert_reqs: flags.ssl_cert_reqs.unwrap_or_default(),
+        refresh: flags.enable_ssl_refresh,
+    })
+}
+
+fn traces(flags: &cli::Watched) -> Result<Option<TraceConfig>> {
+    let Some(endpoint) = flags.otlp_traces_endpoint.clone() else { return Ok(None) };
+    let detailed = !flags.collect_detailed_traces.is_empty();
+    let config = TraceConfig::new(endpoint, detailed, |name| env::var(name).ok());
+    Ok(Some(config.map_err(Failure::usage)?))
 }
 
 /// Lists come as JSON, as vLLM takes them. An empty list of origins is none.
@@ -191,22 +214,12 @@ fn cors(flags: &cli::Server) -> Result<Option<Cors>> {
 
 fn warn(config: &Config) {
     let local = ["127.0.0.1", "::1", "[::1]", "localhost"].contains(&config.host.as_str());
-    if !local && config.api_keys.is_empty() {
+    if !local && config.uds.is_none() && !config.has_keys() {
         note(&format!(
             "warning: {} is open to the network, and no key is set · help: set --api-key or RVLLM_API_KEY",
             config.host
         ));
     }
-}
-
-/// Writes logs to stderr.
-fn watch(format: LogFormat) {
-    let subscriber = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
-    // A second subscriber is refused: the first one goes on.
-    let _ = match format {
-        LogFormat::Text => subscriber.with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
-    };
 }
 
 /// The rows of the table that the start prints.
@@ -230,8 +243,8 @@ fn summary(engine: &Engine, served: &Served) -> Vec<Vec<String>> {
     ]
 }
 
-fn tell(rows: &[Vec<String>], address: SocketAddr, start: Instant) {
+fn tell(rows: &[Vec<String>], address: &Address, start: Instant) {
     let ready = vec!["ready".to_string(), format!("after {:.3} s", start.elapsed().as_secs_f64())];
-    let url = vec!["URL".to_string(), format!("http://{address}")];
+    let url = vec!["URL".to_string(), address.to_string()];
     note(columns(rows.iter().cloned().chain([ready, url])).trim_end());
 }

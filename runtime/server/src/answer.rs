@@ -125,6 +125,7 @@ impl Running {
         self.usage.total_tokens += tokens as u64;
         if let Some(metrics) = &output.finished {
             self.unfinished -= 1;
+            self.log.note_engine(metrics);
             let details = self.usage.prompt_tokens_details.get_or_insert_default();
             *details =
                 PromptTokensDetails { cached_tokens: details.cached_tokens + u64::from(metrics.num_cached_tokens) };

@@ -3,14 +3,16 @@
 use crate::{
     answer::Extras,
     api::{ApiError, completion::Common},
-    auth::Keys,
+    auth::{Keyring, KeysError},
     config::{Config, Cors},
     engine_loop::EngineHandle,
     metrics::Metrics,
     model::Served,
     prompt::Prompt,
     request_log::RequestLog,
+    request_span::Trace,
     routes,
+    traces::Exporter,
 };
 use axum::{
     Router,
@@ -32,8 +34,24 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 /// The header that names a request.
 const REQUEST_ID: &str = "x-request-id";
+/// Routes whose requests go to the engine.
+const TRACED: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
 /// Most characters of a request's name.
 const MOST_ID: usize = 128;
+
+/// Why an app could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// Two metrics have one name.
+    #[error("metrics cannot be kept: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The system refuses a thread.
+    #[error("traces cannot be sent: {0}")]
+    Traces(#[from] std::io::Error),
+}
 
 /// What all requests share.
 pub struct App {
@@ -41,7 +59,8 @@ pub struct App {
     served: Served,
     engine: Arc<EngineHandle>,
     metrics: Arc<Metrics>,
-    keys: Keys,
+    keys: Keyring,
+    traces: Option<Arc<Exporter>>,
     seed: u64,
     num_requests: AtomicU64,
 }
@@ -50,17 +69,25 @@ impl App {
     /// Starts the engine's thread, which ends when the app is gone and all jobs have finished.
     ///
     /// # Errors
-    /// Two metrics have one name.
-    pub fn start(
-        engine: Engine,
-        served: Served,
-        config: Config,
-    ) -> Result<(Arc<App>, JoinHandle<()>), prometheus::Error> {
-        let metrics = Arc::new(Metrics::new(&served)?);
+    /// The keys cannot be read, or two metrics have one name.
+    pub fn start(engine: Engine, served: Served, config: Config) -> Result<(Arc<App>, JoinHandle<()>), StartError> {
+        let (metrics, keys) = (Arc::new(Metrics::new(&served)?), config.keyring()?);
         let (engine, thread) = EngineHandle::start(engine, &config, metrics.clone());
-        let (keys, seed) = (Keys::new(&config.api_keys), random::seed_from_system());
-        let app =
-            App { config, served, engine: Arc::new(engine), metrics, keys, seed, num_requests: AtomicU64::new(0) };
+        let traces = match config.traces.clone() {
+            Some(to) => Some(Arc::new(Exporter::start(to, metrics.spans()?)?)),
+            None => None,
+        };
+        let seed = random::seed_from_system();
+        let app = App {
+            config,
+            served,
+            engine: Arc::new(engine),
+            metrics,
+            keys,
+            traces,
+            seed,
+            num_requests: AtomicU64::new(0),
+        };
         Ok((Arc::new(app), thread))
     }
 
@@ -79,8 +106,18 @@ impl App {
         &self.engine
     }
 
+    /// The keys of guarded routes.
+    pub fn keys(&self) -> &Keyring {
+        &self.keys
+    }
+
+    /// The way to the collector of traces.
+    pub fn traces(&self) -> Option<&Exporter> {
+        self.traces.as_deref()
+    }
+
     /// The metrics.
-    pub fn metrics(&self) -> &Metrics {
+    pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
@@ -181,7 +218,10 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
 /// Names the request, counts it, and writes its line of log when it is over.
 async fn watch(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let (id, method) = (app.request_id(request.headers()), method_name(request.method()));
-    let log = Arc::new(RequestLog::new(id, method.to_string(), request.uri().path().to_string()));
+    let path = request.uri().path();
+    let trace = app.traces.as_ref().filter(|_| TRACED.contains(&path)).and_then(|e| Trace::of(e, request.headers()));
+    let quiet = app.config.unlogged.iter().any(|p| p == path);
+    let log = Arc::new(RequestLog::new(id, method, path.to_string(), trace, quiet));
     let handler = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_string());
     request.extensions_mut().insert(log.clone());
     let mut response = next.run(request).await;

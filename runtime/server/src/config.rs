@@ -1,6 +1,11 @@
 //! How the server behaves: all that flags say about it.
 
-use std::time::Duration;
+use crate::{
+    auth::{Keyring, KeysError},
+    tls::{Acceptor, TlsError, TlsFiles},
+    traces::TraceConfig,
+};
+use std::{path::PathBuf, time::Duration};
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -9,8 +14,14 @@ pub struct Config {
     pub host: String,
     /// Port to listen on; 0 lets the system choose.
     pub port: u16,
+    /// A Unix socket to listen on instead of address and port.
+    pub uds: Option<PathBuf>,
+    /// Certificates; without any, connections are in the clear.
+    pub tls: Option<TlsFiles>,
     /// Keys that open the guarded routes; without any, all are open.
     pub api_keys: Vec<String>,
+    /// A file with more of them, one a line, which is read again when it changes.
+    pub api_key_file: Option<PathBuf>,
     /// Whether `/metrics` is guarded, too.
     pub guard_metrics: bool,
     /// Refuses fields that the API does not know, instead of naming them in a header.
@@ -23,10 +34,16 @@ pub struct Config {
     pub max_n: u32,
     /// Connections open at a time.
     pub max_connections: usize,
+    /// What clients may take their time for.
+    pub patience: Patience,
     /// Time after which an unfinished request is given up.
     pub request_timeout: Option<Duration>,
     /// Time that accepted requests have to finish when the server is told to end.
     pub shutdown_timeout: Duration,
+    /// The collector of traces; none are kept without.
+    pub traces: Option<TraceConfig>,
+    /// Paths whose requests have no line of log.
+    pub unlogged: Vec<String>,
     /// Who else's pages may call this server; nobody's where absent.
     pub cors: Option<Cors>,
     /// Serves `/docs` and `/openapi.json`.
@@ -37,6 +54,68 @@ pub struct Config {
     pub force_include_usage: bool,
     /// The role that chat answers have.
     pub response_role: String,
+}
+
+/// How long clients may take for what holds up nobody but themselves, and yet takes room.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// To agree on TLS, and to send a request's head; the rest of a connection between two requests, too.
+    pub head: Duration,
+    /// To send a request's body.
+    pub body: Duration,
+    /// To take any part of an answer.
+    pub write: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        let [head, body, write] = [30, 60, 60].map(Duration::from_secs);
+        Patience { head, body, write }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Its keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// Its certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl Config {
+    /// Whether requests need a key.
+    pub fn has_keys(&self) -> bool {
+        !self.api_keys.is_empty() || self.api_key_file.is_some()
+    }
+
+    /// Reads every file that the configuration names, to refuse a wrong one before a model is loaded.
+    ///
+    /// # Errors
+    /// A file is missing or wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.keyring()?;
+        self.acceptor()?;
+        Ok(())
+    }
+
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// Their file is missing or empty.
+    pub fn keyring(&self) -> Result<Keyring, KeysError> {
+        Keyring::open(&self.api_keys, self.api_key_file.as_deref())
+    }
+
+    /// Reads the certificates, where there are any.
+    ///
+    /// # Errors
+    /// A file is missing or wrong.
+    pub fn acceptor(&self) -> Result<Option<Acceptor>, TlsError> {
+        self.tls.as_ref().map(Acceptor::open).transpose()
+    }
 }
 
 /// Cross-origin requests that browsers may make. `*` stands for all.
@@ -57,15 +136,21 @@ impl Default for Config {
         Config {
             host: "127.0.0.1".to_string(),
             port: 8000,
+            uds: None,
+            tls: None,
             api_keys: vec![],
+            api_key_file: None,
             guard_metrics: false,
             strict: false,
             max_queue: 1024,
             max_body_bytes: 16 << 20,
             max_n: 128,
             max_connections: 4096,
+            patience: Patience::default(),
             request_timeout: None,
             shutdown_timeout: Duration::from_secs(30),
+            traces: None,
+            unlogged: vec![],
             cors: None,
             docs: true,
             return_tokens_as_token_ids: false,

@@ -293,7 +293,9 @@ impl EngineLoop {
     }
 
     fn step(&mut self) -> Result<(), EngineError> {
+        let start = Instant::now();
         let outputs = self.engine.step()?;
+        self.metrics.note_step(start.elapsed());
         outputs.into_iter().for_each(|output| self.hand_out(output));
         Ok(())
     }

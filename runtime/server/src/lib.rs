@@ -8,8 +8,10 @@
 //! | [`prompt`], [`conversation`] | what a request says, in tokens |
 //! | [`answer`], [`completions`], [`chat`], [`stream`] | what an engine says, in the API's words |
 //! | [`app`], [`routes`], [`auth`], [`request_log`], [`openapi`] | routes and what guards them |
-//! | [`serve`], [`local`] | connections, and how they end; routes without one |
+//! | [`serve`], [`listen`], [`tls`], [`local`] | connections, and how they end; routes without one |
+//! | [`reload`] | keys and certificates that change |
 //! | [`metrics`] | Prometheus, under vLLM's names |
+//! | [`traces`], [`span`], [`request_span`] | OpenTelemetry, under vLLM's names |
 //! | [`mock`] | an engine without a model |
 //!
 //! Invariants:
@@ -26,6 +28,7 @@ pub mod completions;
 pub mod config;
 pub mod conversation;
 pub mod engine_loop;
+pub mod listen;
 pub mod local;
 pub mod metrics;
 pub mod mock;
@@ -33,10 +36,15 @@ pub mod model;
 pub mod openapi;
 pub mod parsers;
 pub mod prompt;
+pub mod reload;
 pub mod request_log;
+pub mod request_span;
 pub mod routes;
 pub mod serve;
+pub mod span;
 pub mod stream;
+pub mod tls;
+pub mod traces;
 
 pub use app::App;
 pub use config::{Config, Cors};

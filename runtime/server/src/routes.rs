@@ -24,7 +24,7 @@ use crate::{
 };
 use axum::{
     Extension, Json, Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Path, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
@@ -34,8 +34,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 
-/// Time in which a client must have sent a request's body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time that the rest of a body which is too long is read and forgotten, so that its sender hears the answer.
+const LINGER: Duration = Duration::from_secs(5);
 /// The page at `/`.
 const PAGE: &str = include_str!("page.html");
 
@@ -253,6 +253,7 @@ async fn answer<W: Writer>(
     mut writer: W,
     log: Arc<RequestLog>,
 ) -> Result<Response, ApiError> {
+    log.note_job(common.model.as_deref().unwrap_or(app.served().name()), &job.params);
     let mut running = Running::start(app.engine(), job, log).await?;
     if common.stream.unwrap_or(false) {
         let mut options = common.stream_options.unwrap_or_default();
@@ -271,18 +272,23 @@ async fn read<T: Request>(app: &App, headers: &HeaderMap, body: Body) -> Result<
         let message = format!("the body's type is {essence:?}, but must be application/json");
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     }
-    let most = app.config().max_body_bytes;
-    let collected = timeout(BODY_TIMEOUT, Limited::new(body, most).collect()).await;
+    let config = app.config();
     let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
-    let bytes = collected.map_err(late)?.map_err(|e| unread(&*e, most))?.to_bytes();
-    request::parse(&bytes, app.config().strict)
+    let bytes = timeout(config.patience.body, collect(body, config.max_body_bytes)).await.map_err(late)??;
+    request::parse(&bytes, config.strict)
 }
 
-fn unread(error: &(dyn std::error::Error + 'static), most: usize) -> ApiError {
-    match error.is::<LengthLimitError>() {
-        true => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {most} bytes")),
-        false => ApiError::bad_request(format!("the body cannot be read: {error}")),
+async fn collect(mut body: Body, most: usize) -> Result<Bytes, ApiError> {
+    let error = match Limited::new(&mut body, most).collect().await {
+        Ok(whole) => return Ok(whole.to_bytes()),
+        Err(error) => error,
+    };
+    if !error.is::<LengthLimitError>() {
+        return Err(ApiError::bad_request(format!("the body cannot be read: {error}")));
     }
+    // A sender that finds the connection closed before it has sent all would not read why.
+    let _ = timeout(LINGER, async { while let Some(Ok(_)) = body.frame().await {} }).await;
+    Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {most} bytes")))
 }
 
 /// Names the fields that were ignored in a header.

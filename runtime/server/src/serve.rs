@@ -7,32 +7,36 @@
 
 use crate::{
     app::{self, App},
-    config::Config,
+    config::Patience,
+    listen::{Address, Listener, Stream},
+    metrics::Metrics,
+    reload,
+    tls::{Acceptor, TlsError},
 };
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
+    server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
-use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{future, io, path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::{
-    net::{TcpListener, TcpStream},
     runtime,
     signal::unix::{SignalKind, signal},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{interval, sleep, timeout},
 };
+use tokio_io_timeout::TimeoutStream;
 
-/// Time in which a client must have sent a request's head.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 64 << 10;
 /// Time that answers have to leave the process after their requests were given up.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Pause after the system could not accept a connection, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// File descriptors that are not for connections: logs, the artifact, the runtime's own.
+const OTHER_FILES: u64 = 32;
 /// Threads for connections; more only move work around.
 const WORKERS: usize = 2;
 /// Threads that turn long prompts into tokens.
@@ -49,6 +53,17 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
+    /// The socket cannot be listened on.
+    #[error("cannot listen on the socket {path}: {source} · help: choose another --uds", path = path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The system refuses threads or signals.
     #[error("cannot start the server: {0}")]
     Start(#[from] std::io::Error),
@@ -71,8 +86,8 @@ pub enum Ended {
 /// Serves until the process is told to end (SIGTERM, SIGINT). `listening` hears the address once requests are taken.
 ///
 /// # Errors
-/// The address cannot be listened on, or the engine failed.
-pub fn run(app: Arc<App>, engine: JoinHandle<()>, listening: impl FnOnce(SocketAddr)) -> Result<Ended, ServeError> {
+/// The address cannot be listened on, certificates are wrong, or the engine failed.
+pub fn run(app: Arc<App>, engine: JoinHandle<()>, listening: impl FnOnce(&Address)) -> Result<Ended, ServeError> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS);
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(workers)
@@ -89,13 +104,14 @@ pub fn run(app: Arc<App>, engine: JoinHandle<()>, listening: impl FnOnce(SocketA
     ended
 }
 
-async fn serve(app: Arc<App>, listening: impl FnOnce(SocketAddr)) -> Result<Ended, ServeError> {
-    let listener = listen(app.config()).await?;
+async fn serve(app: Arc<App>, listening: impl FnOnce(&Address)) -> Result<Ended, ServeError> {
+    let connections = Connections::new(&app)?;
+    let listener = Listener::open(app.config()).await?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    listening(listener.local_addr()?);
-    let connections = Connections::new(&app);
+    listening(&listener.address(connections.tls.is_some())?);
     let stopped = tokio::select! {
         () = connections.accept_all(&listener) => Ok(()),
+        refused = refresh(&app, connections.tls.as_deref()) => refused.map_err(ServeError::Start),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         failure = failed(&app) => Err(failure),
@@ -107,14 +123,10 @@ async fn serve(app: Arc<App>, listening: impl FnOnce(SocketAddr)) -> Result<Ende
         _ = terminate.recv() => Ended::Forced,
         _ = interrupt.recv() => Ended::Forced,
     };
+    if let Some(traces) = app.traces() {
+        traces.flush(LAST_WORDS).await;
+    }
     stopped.map(|()| drained)
-}
-
-/// The listening socket. A name with several addresses takes the first that works.
-async fn listen(config: &Config) -> Result<TcpListener, ServeError> {
-    let host = config.host.trim_start_matches('[').trim_end_matches(']');
-    let refused = |source| ServeError::Listen { address: format!("{}:{}", config.host, config.port), source };
-    TcpListener::bind((host, config.port)).await.map_err(refused)
 }
 
 /// Returns when the engine has failed.
@@ -125,47 +137,86 @@ async fn failed(app: &App) -> ServeError {
     ServeError::Engine(app.engine().failure().to_string())
 }
 
+/// Reads keys and certificates again when their files change, or when a SIGHUP says so. Without such files a SIGHUP
+/// ends the process, as terminals expect it.
+async fn refresh(app: &App, tls: Option<&Acceptor>) -> io::Result<()> {
+    if app.config().api_key_file.is_none() && tls.is_none() {
+        return future::pending().await;
+    }
+    let (mut hangup, mut ticks) = (signal(SignalKind::hangup())?, interval(reload::EVERY));
+    loop {
+        let told = tokio::select! {
+            _ = hangup.recv() => true,
+            _ = ticks.tick() => false,
+        };
+        app.keys().refresh(told);
+        tls.iter().for_each(|t| t.refresh(told));
+    }
+}
+
 struct Connections {
     routes: Router,
+    tls: Option<Arc<Acceptor>>,
     limit: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    patience: Patience,
     graceful: GracefulShutdown,
+    /// Tells connections that have not agreed on TLS yet.
+    ending: watch::Sender<bool>,
 }
 
 impl Connections {
-    fn new(app: &Arc<App>) -> Connections {
-        let limit = Arc::new(Semaphore::new(app.config().max_connections));
-        Connections { routes: app::router(app), limit, graceful: GracefulShutdown::new() }
+    fn new(app: &Arc<App>) -> Result<Connections, TlsError> {
+        let config = app.config();
+        let limit = Arc::new(Semaphore::new(most_connections(config.max_connections)));
+        let tls = config.acceptor()?.map(Arc::new);
+        let (graceful, ending) = (GracefulShutdown::new(), watch::Sender::new(false));
+        let (routes, metrics, patience) = (app::router(app), app.metrics().clone(), config.patience);
+        Ok(Connections { routes, tls, limit, metrics, patience, graceful, ending })
     }
 
-    async fn accept_all(&self, listener: &TcpListener) {
+    async fn accept_all(&self, listener: &Listener) {
+        let mut failures = 0u64;
         // The semaphore is never closed.
         while let Ok(permit) = self.limit.clone().acquire_owned().await {
             match listener.accept().await {
-                Ok((stream, _)) => self.serve(stream, permit),
+                Ok(stream) => {
+                    failures = 0;
+                    self.serve(stream, permit);
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    failures += 1;
+                    if failures == 1 {
+                        tracing::warn!(%error, "cannot accept connections for now");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    fn serve(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        // Tokens are small and must not wait for one another.
-        let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(self.routes.clone());
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);
-        let connection = self.graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+    fn serve(&self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
+        let counted = self.metrics.open_connection();
+        let (tls, watcher) = (self.tls.clone(), self.graceful.watcher());
+        let (routes, patience, mut ending) = (self.routes.clone(), self.patience, self.ending.subscribe());
         tokio::spawn(async move {
-            // A connection's failure is its client's: there is nobody to tell.
-            let _ = connection.await;
-            drop(permit);
+            match tls {
+                None => speak(stream, routes, patience, watcher).await,
+                Some(tls) => tokio::select! {
+                    // A client that does not agree in time is one that sends no head in time.
+                    agreed = timeout(patience.head, tls.current().accept(stream)) => if let Ok(Ok(stream)) = agreed {
+                        speak(stream, routes, patience, watcher).await;
+                    },
+                    _ = ending.changed() => {}
+                },
+            }
+            drop((permit, counted));
         });
     }
 
     /// Lets accepted requests finish, for as long as the configuration allows.
     async fn drain(self, app: &App) -> Ended {
+        self.ending.send_replace(true);
         let all = self.graceful.shutdown();
         tokio::pin!(all);
         if timeout(app.config().shutdown_timeout, &mut all).await.is_ok() {
@@ -176,4 +227,27 @@ impl Connections {
         let _ = timeout(LAST_WORDS, all).await;
         Ended::TimedOut
     }
+}
+
+/// Answers a connection's requests until it ends.
+async fn speak<S: Stream + 'static>(stream: S, routes: Router, patience: Patience, watcher: Watcher) {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(patience.write));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(patience.head).max_buf_size(MAX_HEAD);
+    let service = TowerToHyperService::new(routes);
+    let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
+    // A connection's failure is its client's: there is nobody to tell.
+    let _ = watcher.watch(connection).await;
+}
+
+/// As many connections as were asked for and as the system gives file descriptors for.
+fn most_connections(asked: usize) -> usize {
+    let wanted = (asked as u64).saturating_add(OTHER_FILES);
+    let given = rlimit::increase_nofile_limit(wanted).unwrap_or(wanted);
+    let most = usize::try_from(given.saturating_sub(OTHER_FILES)).unwrap_or(asked).clamp(1, asked.max(1));
+    if most < asked {
+        tracing::warn!(most, asked, "the limit of open files allows fewer connections than --max-connections");
+    }
+    most.min(Semaphore::MAX_PERMITS)
 }

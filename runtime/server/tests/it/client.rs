@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use rvllm_engine::{Engine, Forward, Limits, SamplingParams};
 use rvllm_server::{App, Config, Served, app, mock, model::ArtifactCard};
 use serde_json::Value;
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
 use tower::ServiceExt;
 
 /// A server.
@@ -58,12 +58,17 @@ impl Server {
     }
 
     pub(crate) fn of(config: Config, forward: Box<dyn Forward>) -> Server {
+        Server::with_engine(config, forward).0
+    }
+
+    pub(crate) fn with_engine(config: Config, forward: Box<dyn Forward>) -> (Server, JoinHandle<()>) {
         let engine: Engine = mock::engine(forward).unwrap();
         let encoder = mock::encoder(&engine);
         let defaults = SamplingParams { max_tokens: None, temperature: 0.0, ..SamplingParams::default() };
         let names = vec!["mock".to_string(), "alias".to_string()];
         let served = Served::new(&engine, names, "root".into(), encoder, defaults, ArtifactCard::default());
-        Server(App::start(engine, served, config).unwrap().0)
+        let (app, thread) = App::start(engine, served, config).unwrap();
+        (Server(app), thread)
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Response {

@@ -8,3 +8,6 @@ mod guards;
 mod lifecycle;
 mod metrics;
 mod refusals;
+mod tls;
+mod traces;
+mod wire;
