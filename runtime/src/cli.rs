@@ -190,6 +190,9 @@ pub struct Server {
     /// Most bytes of a request's body
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "16MiB")]
     pub max_body_size: u64,
+    /// Most bytes of the schema, expression, list or grammar that answers follow
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "1MiB")]
+    pub max_grammar_size: u64,
     /// Most connections at a time
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub max_connections: usize,

@@ -102,6 +102,9 @@ pub struct Sampling {
     /// Share kept KV only among prompts of the same salt
     #[arg(long, value_name = "TEXT")]
     pub cache_salt: Option<String>,
+    /// The form of answers: a JSON object with one of json (a schema), regex, choice, grammar, json_object, structural_tag
+    #[arg(long, value_name = "JSON", value_parser = |text: &str| serde_json::from_str::<Value>(text))]
+    pub structured_outputs: Option<Value>,
 }
 
 /// Additions to logits by token id. As text: a JSON object whose keys are ids.

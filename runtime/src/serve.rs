@@ -156,6 +156,7 @@ fn config(flags: &cli::Server) -> Result<Config> {
         max_queue: flags.max_queue,
         max_body_bytes: flags.max_body_size as usize,
         max_n: flags.max_n,
+        max_grammar_bytes: flags.max_grammar_size as usize,
         max_connections: flags.max_connections,
         patience: Patience::default(),
         request_timeout: flags.request_timeout.map(Duration::from_secs_f64),

@@ -11,6 +11,7 @@ use crate::{
     beam::Turn,
     error::EngineError,
     forward::{Forward, Limits, Row},
+    grammar::{Grammar, GrammarCompiler, workers::MaskWorkers},
     memory::MemoryTable,
     output::{Metrics, Output, RequestId, SequenceOutput},
     params::SamplingParams,
@@ -56,6 +57,8 @@ pub struct Engine {
     num_arrived: u64,
     step: Step,
     queue: Queue,
+    grammars: Arc<GrammarCompiler>,
+    mask_workers: MaskWorkers,
 }
 
 /// The requests and what is scheduled of them.
@@ -85,8 +88,23 @@ impl Engine {
         let scheduler = Scheduler::new(*forward.limits());
         let (requests, deadlines, scratch) = (HashMap::new(), BTreeSet::new(), Scratch::default());
         let queue = Queue { scheduler, requests, deadlines, scratch, outputs: vec![] };
-        let (eos_token_ids, step) = (eos_token_ids.into(), Step::default());
-        Engine { forward, tokenizer, eos_token_ids, seed, memory, threads, num_arrived: 0, step, queue }
+        let (eos_token_ids, step): (Arc<[u32]>, Step) = (eos_token_ids.into(), Step::default());
+        let vocab_size = forward.limits().vocab_size;
+        let grammars = Arc::new(GrammarCompiler::new(tokenizer.clone(), eos_token_ids.clone(), vocab_size));
+        let mask_workers = MaskWorkers::default();
+        Engine {
+            forward,
+            tokenizer,
+            eos_token_ids,
+            seed,
+            memory,
+            threads,
+            num_arrived: 0,
+            step,
+            queue,
+            grammars,
+            mask_workers,
+        }
     }
 
     /// Whether sequences find the KV of tokens that others computed; they do unless told otherwise. Answers are the
@@ -95,16 +113,31 @@ impl Engine {
         self.queue.scheduler.set_prefix_caching(enabled);
     }
 
-    /// Queues a request. `params` are validated here.
+    /// Queues a request. `params` are validated here, and their grammar is compiled, where they have one.
     ///
     /// # Errors
-    /// The prompt is empty, too long or has unknown tokens; a parameter is out of range; the id is in use; the KV cache
-    /// has no room for it even alone.
+    /// The prompt is empty, too long or has unknown tokens; a parameter is out of range; its grammar cannot be followed;
+    /// the id is in use; the KV cache has no room for it even alone.
     pub fn add_request(
         &mut self,
         id: RequestId,
         prompt_token_ids: Vec<u32>,
+        params: SamplingParams,
+    ) -> Result<(), EngineError> {
+        let grammar = params.structured_outputs.as_ref().map(|s| self.grammars.compile(s)).transpose()?;
+        self.add_compiled(id, prompt_token_ids, params, grammar)
+    }
+
+    /// Queues a request whose `grammar` has been compiled already, by [`Engine::grammars`].
+    ///
+    /// # Errors
+    /// See [`Engine::add_request`].
+    pub fn add_compiled(
+        &mut self,
+        id: RequestId,
+        prompt_token_ids: Vec<u32>,
         mut params: SamplingParams,
+        grammar: Option<Arc<Grammar>>,
     ) -> Result<(), EngineError> {
         let limits = *self.forward.limits();
         if self.queue.requests.contains_key(&id) {
@@ -118,7 +151,7 @@ impl Engine {
         let mut sequence = Sequence::new(key, id, prompt.clone(), params.prompt_logprobs.is_some());
         sequence.beam = params.use_beam_search;
         sequence.cache_salt = params.cache_salt.as_deref().map(Arc::from);
-        let rules = self.rules(id, &prompt, params)?;
+        let rules = self.rules(id, &prompt, params, grammar)?;
         self.queue.requests.insert(id, Request::new(key, rules, prompt)?);
         self.queue.scheduler.add(sequence);
         self.num_arrived += 1;
@@ -158,6 +191,7 @@ impl Engine {
         for (i, row_use) in uses.iter().enumerate() {
             self.queue.take_row(row_use, &logits.row(i))?;
         }
+        self.mask_workers.submit(&mut self.queue.scratch.masks);
         Ok(std::mem::take(&mut self.queue.outputs))
     }
 
@@ -221,7 +255,18 @@ impl Engine {
         self.threads
     }
 
-    fn rules(&self, id: RequestId, prompt: &[u32], params: SamplingParams) -> Result<Rules, EngineError> {
+    /// Turns what requests ask for into grammars, on any thread.
+    pub fn grammars(&self) -> &Arc<GrammarCompiler> {
+        &self.grammars
+    }
+
+    fn rules(
+        &self,
+        id: RequestId,
+        prompt: &[u32],
+        params: SamplingParams,
+        grammar: Option<Arc<Grammar>>,
+    ) -> Result<Rules, EngineError> {
         let most = capacity(&params, self.limits()) - prompt.len();
         let tokenizer = match (&self.tokenizer, params.detokenize) {
             (Some(tokenizer), true) => Some(tokenizer.clone()),
@@ -231,7 +276,7 @@ impl Engine {
         Ok(Rules {
             max_tokens: params.max_tokens.map_or(most, |m| most.min(m as usize)),
             eos_token_ids: if params.ignore_eos { [].into() } else { self.eos_token_ids.clone() },
-            sampling: Arc::new(self.sampling_rules(id, prompt, params)?),
+            sampling: Arc::new(self.sampling_rules(id, prompt, params, grammar)?),
             tokenizer,
         })
     }
@@ -241,7 +286,9 @@ impl Engine {
         id: RequestId,
         prompt: &[u32],
         params: SamplingParams,
+        grammar: Option<Arc<Grammar>>,
     ) -> Result<SamplingRules, EngineError> {
+        let after = params.structured_outputs.as_ref().map(|s| Arc::from(s.after.as_slice()));
         let drawn = || self.seed.map_or_else(random::seed_from_system, |seed| random::word(seed, 0, id));
         let repeats = params.repetition_penalty != 1.0;
         Ok(SamplingRules {
@@ -249,6 +296,7 @@ impl Engine {
             bad_words: self.bad_words(&params.bad_words)?,
             end_tokens: self.eos_token_ids.iter().chain(&params.stop_token_ids).copied().collect(),
             prompt_tokens: if repeats { prompt.iter().copied().collect() } else { Default::default() },
+            grammar: grammar.map(|g| (g, after.unwrap_or_default())),
             params,
         })
     }

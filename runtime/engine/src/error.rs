@@ -17,6 +17,9 @@ pub enum EngineError {
     /// A sampling parameter.
     #[error(transparent)]
     Param(#[from] ParamError),
+    /// A grammar that cannot be followed.
+    #[error(transparent)]
+    Grammar(#[from] crate::grammar::GrammarError),
     /// An option of the engine.
     #[error("{name} is {value}, but must be {allowed}")]
     Option {

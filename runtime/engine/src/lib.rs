@@ -11,6 +11,7 @@
 //! | [`executor`], [`forward`] | interprets the plan for a step, behind a trait |
 //! | [`device`], [`team`] | memory, kernels and threads |
 //! | [`sampler`], [`row`], [`random`] | logits to tokens and log-probabilities |
+//! | [`grammar`] | which tokens may come next, where an answer has a form |
 //!
 //! Invariants:
 //! - the tokens and log-probabilities of a request do not depend on which requests share its steps, on chunking, on
@@ -30,6 +31,7 @@ pub mod engine;
 pub mod error;
 pub mod executor;
 pub mod forward;
+pub mod grammar;
 pub mod load;
 pub mod memory;
 pub mod output;
@@ -51,6 +53,7 @@ pub use chat::{ChatError, ChatTemplate, Conversation};
 pub use engine::{Engine, EngineParts};
 pub use error::EngineError;
 pub use forward::{Forward, Limits};
+pub use grammar::{Grammar, GrammarCompiler, GrammarError, StructuredOutputs};
 pub use load::{EngineOptions, WeightsOption};
 pub use memory::MemoryTable;
 pub use output::{Finish, FinishReason, Logprob, Logprobs, Metrics, Output, RequestId, SequenceOutput, StopReason};

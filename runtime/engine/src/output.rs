@@ -67,15 +67,18 @@ pub enum FinishReason {
     Length,
     /// The caller gave up.
     Abort,
+    /// The answer could not go on; the stop reason says why.
+    Error,
 }
 
 impl FinishReason {
-    /// As in vLLM's and OpenAI's answers: `stop`, `length`, `abort`.
+    /// As in vLLM's and OpenAI's answers: `stop`, `length`, `abort`, `error`.
     pub fn as_str(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::Abort => "abort",
+            FinishReason::Error => "error",
         }
     }
 }

@@ -4,6 +4,7 @@
 //! - parameters that passed [`SamplingParams::validate`] never make the sampler or the scheduler fail;
 //! - an unknown name, a wrong type and a value out of range each name the parameter, the value and what is allowed.
 
+use crate::grammar::StructuredOutputs;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};
@@ -98,6 +99,8 @@ pub struct SamplingParams {
     /// Shares what is kept of computed prompts only with requests that bring the same text; absent, with those that
     /// bring none.
     pub cache_salt: Option<String>,
+    /// The form of answers: a JSON schema, a regular expression, choices or a grammar.
+    pub structured_outputs: Option<StructuredOutputs>,
 }
 
 impl Default for SamplingParams {
@@ -132,6 +135,7 @@ impl Default for SamplingParams {
             truncate_prompt_tokens: None,
             priority: 0,
             cache_salt: None,
+            structured_outputs: None,
         }
     }
 }
@@ -224,6 +228,8 @@ impl SamplingParams {
             return check(n == 1 || !self.is_greedy(), "n", n, alike);
         }
         check(length_penalty.is_finite(), "length_penalty", length_penalty, "a finite number")?;
+        let formed = self.structured_outputs.is_some();
+        check(!formed, "structured_outputs", "set", "empty with use_beam_search, whose beams follow no grammar")?;
         check(n <= MAX_BEAM_WIDTH, "n", n, format!("from 1 to {MAX_BEAM_WIDTH} with use_beam_search"))
     }
 
@@ -342,7 +348,7 @@ mod tests {
     fn every_name_is_read_back() {
         let p = SamplingParams { n: 2, logprobs: Some(-1), bad_words: vec!["x".into()], ..SamplingParams::default() };
         assert_eq!(SamplingParams::default().overridden(&object(&p)).unwrap(), p);
-        assert_eq!(SamplingParams::names().len(), 28);
+        assert_eq!(SamplingParams::names().len(), 29);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
     beam::{BeamSearch, Turn},
     error::EngineError,
     forward::Row,
+    grammar::GrammarError,
     output::{Finish, FinishReason, Logprob, Logprobs, Metrics, SequenceOutput, StopReason},
     sampler::{self, RankedToken, Sampler, SamplingRules, Scratch},
     sequence::{Sequence, SequenceKey},
@@ -67,17 +68,38 @@ impl Answer {
 
     fn choose(&mut self, rules: &Rules, row: &Row<'_>, scratch: &mut Scratch) -> Result<SequenceOutput, EngineError> {
         let params = &rules.sampling.params;
-        let token = self.sampler.sample(row, scratch);
+        let token = match self.sampler.sample(row, scratch) {
+            Ok(token) => token,
+            Err(error) => return self.fail(&error),
+        };
         let num_tokens = self.sampler.output().len();
         let mut finish = rules.finish(token, num_tokens);
+        let complete = self.sampler.has_ended();
+        if complete {
+            // Its last token is text, unlike one that stops an answer.
+            finish.get_or_insert(Finish { reason: FinishReason::Length, stop_reason: None });
+        }
         let text = match &mut self.text {
             Some(text) => text.push(token, &mut finish)?,
             None => String::new(),
         };
+        if let Some(last) = finish.as_mut().filter(|f| complete && f.reason == FinishReason::Length) {
+            last.reason = FinishReason::Stop;
+        }
         let ranked = params.logprobs.map(|count| sampler::logprobs(row, token, count));
         let logprobs = ranked.map(|tokens| rules.report(tokens)).transpose()?.into_iter().collect();
         self.finished = finish.is_some();
         Ok(SequenceOutput { index: self.index, token_ids: vec![token], text, logprobs, finish })
+    }
+}
+
+impl Answer {
+    /// Ends where nothing can follow that the grammar allows.
+    fn fail(&mut self, error: &GrammarError) -> Result<SequenceOutput, EngineError> {
+        self.finished = true;
+        let stop_reason = Some(StopReason::Text(error.to_string().into()));
+        let finish = Some(Finish { reason: FinishReason::Error, stop_reason });
+        Ok(SequenceOutput { index: self.index, token_ids: vec![], text: String::new(), logprobs: vec![], finish })
     }
 }
 

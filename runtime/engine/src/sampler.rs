@@ -1,13 +1,17 @@
-//! From a row of logits to a token and its log-probabilities, in vLLM's order: allowed tokens, bad words, minimum
-//! length, bias, penalties; then temperature, min_p, top_k, top_p, and the choice.
+//! From a row of logits to a token and its log-probabilities, in vLLM's order: grammar, allowed tokens, bad words,
+//! minimum length, bias, penalties; then temperature, min_p, top_k, top_p, and the choice.
 //!
 //! Invariants:
 //! - a choice depends on the row, the sequence's own tokens, the seed, the sequence's index and its length alone;
 //! - log-probabilities are of the row as the model computed it;
-//! - a token of zero probability is never chosen.
+//! - a token of zero probability is never chosen, and where a grammar leaves none but such, it decides.
 
 use crate::{
     forward::{LOGITS_BLOCK, Row},
+    grammar::{
+        Grammar, GrammarError,
+        matcher::{Job, Mask, Matcher},
+    },
     params::SamplingParams,
     random,
     row::TokenLogit,
@@ -44,13 +48,17 @@ pub struct SamplingRules {
     pub end_tokens: Vec<u32>,
     /// Tokens of the prompt, where the repetition penalty needs them.
     pub prompt_tokens: HashSet<u32>,
+    /// What answers follow, and the tokens behind which it begins.
+    pub grammar: Option<(Arc<Grammar>, Arc<[u32]>)>,
 }
 
-/// Memory for a changed row, kept between rows.
-#[derive(Debug, Default)]
+/// Memory for a changed row, kept between rows, and the masks that the next rows need.
+#[derive(Default)]
 pub struct Scratch {
     logits: Vec<f32>,
     block_max: Vec<f32>,
+    /// To be computed beside the forward.
+    pub masks: Vec<Arc<Job>>,
 }
 
 /// Chooses the tokens of one sequence.
@@ -60,12 +68,14 @@ pub struct Sampler {
     index: u32,
     output: Vec<u32>,
     counts: HashMap<u32, u32>,
+    matcher: Option<Matcher>,
 }
 
 impl Sampler {
     /// The sampler of the request's sequence `index`.
     pub fn new(rules: Arc<SamplingRules>, index: u32) -> Sampler {
-        Sampler { rules, index, output: vec![], counts: HashMap::new() }
+        let matcher = rules.grammar.as_ref().map(|(grammar, after)| Matcher::new(grammar.clone(), after.clone()));
+        Sampler { rules, index, output: vec![], counts: HashMap::new(), matcher }
     }
 
     /// Tokens chosen so far.
@@ -74,18 +84,28 @@ impl Sampler {
     }
 
     /// Chooses the next token and notes it.
-    pub fn sample(&mut self, row: &Row<'_>, scratch: &mut Scratch) -> u32 {
-        let token = self.choose(&self.changed(row, scratch).unwrap_or(*row));
+    ///
+    /// # Errors
+    /// No token can follow the grammar.
+    pub fn sample(&mut self, row: &Row<'_>, scratch: &mut Scratch) -> Result<u32, GrammarError> {
+        let mask = self.matcher.as_mut().map_or(Ok(None), Matcher::mask)?;
+        let mask = mask.as_deref();
+        let token = match (self.changed(mask, row, scratch), mask) {
+            (Some(changed), Some(mask)) if changed.max == f32::NEG_INFINITY => likeliest_allowed(mask, row),
+            (changed, _) => self.choose(&changed.unwrap_or(*row)),
+        };
         self.note(token);
-        token
+        self.follow(token, mask.is_some_and(Mask::is_accepting), scratch);
+        Ok(token)
     }
 
-    /// The row with bias, penalties and what must not be chosen; `None` where that is the row as it is.
-    pub fn changed<'a>(&self, row: &Row<'_>, scratch: &'a mut Scratch) -> Option<Row<'a>> {
-        if !self.changes_logits() {
+    /// The row with bias, penalties and what must not be chosen, the tokens outside of `mask` too; `None` where that is
+    /// the row as it is.
+    pub fn changed<'a>(&self, mask: Option<&Mask>, row: &Row<'_>, scratch: &'a mut Scratch) -> Option<Row<'a>> {
+        if mask.is_none() && !self.changes_logits() {
             return None;
         }
-        self.change(row.logits, &mut scratch.logits);
+        self.change(mask, row.logits, &mut scratch.logits);
         Some(Row::of_changed(&scratch.logits, &mut scratch.block_max))
     }
 
@@ -93,6 +113,19 @@ impl Sampler {
     pub fn note(&mut self, token: u32) {
         self.output.push(token);
         *self.counts.entry(token).or_default() += 1;
+    }
+
+    /// Whether the grammar lets nothing follow.
+    pub fn has_ended(&self) -> bool {
+        self.matcher.as_ref().is_some_and(Matcher::has_ended)
+    }
+
+    fn follow(&mut self, token: u32, accepting: bool, scratch: &mut Scratch) {
+        let Some(matcher) = &mut self.matcher else { return };
+        if accepting && self.rules.end_tokens.contains(&token) {
+            return matcher.end();
+        }
+        scratch.masks.extend(matcher.advance(token, &self.output));
     }
 
     fn params(&self) -> &SamplingParams {
@@ -114,9 +147,12 @@ impl Sampler {
             || p.presence_penalty != 0.0
     }
 
-    fn change(&self, logits: &[f32], changed: &mut Vec<f32>) {
+    fn change(&self, mask: Option<&Mask>, logits: &[f32], changed: &mut Vec<f32>) {
         changed.clear();
-        self.keep_allowed(logits, changed);
+        match mask {
+            Some(mask) => self.keep_grammatical(mask, logits, changed),
+            None => self.keep_allowed(logits, changed),
+        }
         self.mask_bad_words(changed);
         if self.below_min_tokens() {
             self.rules.end_tokens.iter().for_each(|id| changed[*id as usize] = f32::NEG_INFINITY);
@@ -131,6 +167,23 @@ impl Sampler {
         let Some(allowed) = &self.params().allowed_token_ids else { return changed.extend_from_slice(logits) };
         changed.resize(logits.len(), f32::NEG_INFINITY);
         allowed.iter().for_each(|id| changed[*id as usize] = logits[*id as usize]);
+    }
+
+    /// What the grammar and `allowed_token_ids` both allow, and the request's own stop tokens where the answer may end.
+    fn keep_grammatical(&self, mask: &Mask, logits: &[f32], changed: &mut Vec<f32>) {
+        let p = self.params();
+        mask.keep(logits, changed);
+        if p.ignore_eos {
+            self.rules.end_tokens.iter().for_each(|id| changed[*id as usize] = f32::NEG_INFINITY);
+        }
+        if mask.is_accepting() {
+            p.stop_token_ids.iter().for_each(|id| changed[*id as usize] = logits[*id as usize]);
+        }
+        if let Some(allowed) = &p.allowed_token_ids {
+            let allowed: HashSet<u32> = allowed.iter().copied().collect();
+            let others = mask.tokens().chain(p.stop_token_ids.iter().copied()).filter(|id| !allowed.contains(id));
+            others.for_each(|id| changed[id as usize] = f32::NEG_INFINITY);
+        }
     }
 
     fn mask_bad_words(&self, logits: &mut [f32]) {
@@ -181,6 +234,14 @@ impl Sampler {
             _ => row.argmax(),
         }
     }
+}
+
+/// The most likely of the tokens that a grammar allows, whatever else forbids them.
+fn likeliest_allowed(mask: &Mask, row: &Row<'_>) -> u32 {
+    let mut kept = vec![];
+    mask.keep(row.logits, &mut kept);
+    let best = Row::of_changed(&kept, &mut vec![]).argmax();
+    if mask.allows(best) { best } else { mask.tokens().next().unwrap_or(best) }
 }
 
 /// Probabilities, up to a factor: 1 for the most likely token.

@@ -94,6 +94,22 @@ impl Tokenizer {
         self.special.contains(&id)
     }
 
+    /// All tokens as the vocabulary writes them, with their ids.
+    pub fn vocabulary(&self) -> impl Iterator<Item = (String, u32)> + use<> {
+        self.inner.get_vocab(true).into_iter()
+    }
+
+    /// Tokens that were added to the vocabulary whole: id, text, and whether it is special.
+    pub fn added_tokens(&self) -> impl Iterator<Item = (u32, String, bool)> + use<> {
+        let added = self.inner.get_added_tokens_decoder();
+        added.into_iter().map(|(id, token)| (id, token.content, token.special))
+    }
+
+    /// The decoder, as tokenizer.json has it.
+    pub fn decoder_json(&self) -> serde_json::Value {
+        self.inner.get_decoder().and_then(|d| serde_json::to_value(d).ok()).unwrap_or_default()
+    }
+
     /// Tokens of the vocabulary, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -133,8 +133,8 @@ impl Running {
         let finishes = output.sequences.iter().filter_map(|s| s.finish.as_ref());
         finishes.clone().for_each(|f| self.log.note_finish(f.reason.as_str()));
         self.log.note_usage(&self.usage);
-        match finishes.clone().find(|f| f.reason == FinishReason::Abort) {
-            Some(_) => Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "the request took too long and was given up")),
+        match finishes.clone().find_map(failure) {
+            Some(error) => Err(error),
             None => Ok((prompt, output)),
         }
     }
@@ -183,6 +183,18 @@ fn extend(all: &mut SequenceOutput, added: SequenceOutput) {
     all.text.push_str(&added.text);
     all.logprobs.extend(added.logprobs);
     all.finish = added.finish;
+}
+
+/// What a client is told of an answer that will not be whole.
+fn failure(finish: &Finish) -> Option<ApiError> {
+    match (finish.reason, &finish.stop_reason) {
+        (FinishReason::Stop | FinishReason::Length, _) => None,
+        (FinishReason::Error, Some(StopReason::Text(why))) => Some(ApiError::field("structured_outputs", why.as_ref())),
+        (FinishReason::Error, _) => Some(ApiError::internal("the answer could not go on")),
+        (FinishReason::Abort, _) => {
+            Some(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "the request took too long and was given up"))
+        }
+    }
 }
 
 /// `finish_reason` and `stop_reason`.

@@ -22,12 +22,13 @@ use serde_json::{Map, Value};
 /// # Errors
 /// It cannot be honoured.
 pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job, ChatWriter), ApiError> {
-    let ChatRequest { conversation, own, common, sampling } = request;
+    let ChatRequest { conversation, own, common, sampling, form } = request;
     let mut params = sampling.over(&app.served().defaults)?;
     app.check_n(params.n)?;
     check(&own)?;
     let asked = own.max_completion_tokens.or(own.max_tokens);
     set_params(&mut params, &own, asked);
+    params.structured_outputs = form.form()?.or(params.structured_outputs);
     let mut turns = Turns::of(conversation)?;
     if let Some(effort) = own.reasoning_effort {
         turns.variables.entry("reasoning_effort").or_insert(effort.into());
@@ -48,7 +49,6 @@ pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job
 }
 
 fn check(own: &ChatFields) -> Result<(), ApiError> {
-    own.response_format.as_ref().map_or(Ok(()), |f| f.check())?;
     if own.tools.as_ref().is_some_and(|t| !t.is_empty()) {
         return Err(ApiError::field("tools", "tools are not supported by this server · help: leave them out"));
     }

@@ -25,12 +25,13 @@ const MAX_TOKENS: u32 = 16;
 /// # Errors
 /// It cannot be honoured.
 pub async fn prepare(app: &App, request: CompletionRequest, head: Head) -> Result<(Job, CompletionWriter), ApiError> {
-    let CompletionRequest { own, common, sampling } = request;
+    let CompletionRequest { own, common, sampling, form } = request;
     let echo = common.echo.unwrap_or(false);
     let mut params = sampling.over(&app.served().defaults)?;
     let n = params.n;
     check(app, &own, &common, n)?;
     set_params(&mut params, &own, echo);
+    params.structured_outputs = form.form()?.or(params.structured_outputs);
     let (logprobs, prompt_only, asked) = (own.logprobs.is_some(), own.max_tokens == Some(0), own.max_tokens);
     let mut prompts = encode(app, own.prompt, own.add_special_tokens.unwrap_or(true)).await?;
     for p in &mut prompts {
@@ -47,7 +48,6 @@ pub async fn prepare(app: &App, request: CompletionRequest, head: Head) -> Resul
 }
 
 fn check(app: &App, own: &CompletionFields, common: &Common, n: u32) -> Result<(), ApiError> {
-    own.response_format.as_ref().map_or(Ok(()), |f| f.check())?;
     let (best_of, most) = (own.best_of.unwrap_or(n), app.config().max_n);
     app.check_n(n)?;
     if best_of < n || best_of > most {

@@ -32,6 +32,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Most answers to one prompt, and most prompts of one request.
     pub max_n: u32,
+    /// Most bytes of the schema, expression, list or grammar that answers follow.
+    pub max_grammar_bytes: usize,
     /// Connections open at a time.
     pub max_connections: usize,
     /// What clients may take their time for.
@@ -145,6 +147,7 @@ impl Default for Config {
             max_queue: 1024,
             max_body_bytes: 16 << 20,
             max_n: 128,
+            max_grammar_bytes: 1 << 20,
             max_connections: 4096,
             patience: Patience::default(),
             request_timeout: None,

@@ -9,7 +9,10 @@ use crate::{
     config::Config,
     metrics::{Metrics, Observed},
 };
-use rvllm_engine::{Engine, EngineError, Output, RequestId, SamplingParams, Stats};
+use rvllm_engine::{
+    Engine, EngineError, Grammar, GrammarCompiler, GrammarError, Output, RequestId, SamplingParams, Stats,
+    StructuredOutputs,
+};
 use std::{
     collections::BTreeMap,
     panic::{self, AssertUnwindSafe},
@@ -69,10 +72,32 @@ pub enum Refusal {
     /// The engine refuses the job.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The form that answers must have cannot be followed.
+    #[error("{error}")]
+    Form {
+        /// The field that asks for it.
+        param: &'static str,
+        /// Why not.
+        error: GrammarError,
+    },
+    /// The form that answers must have is too large.
+    #[error("{param} has {bytes} bytes, but at most {most} are taken (--max-grammar-size)")]
+    LargeForm {
+        /// The field that asks for it.
+        param: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// Most that may be.
+        most: usize,
+    },
 }
+
+/// Forms that are compiled at a time: each may take a second, and those who wait for a tokenizer need threads, too.
+const MOST_COMPILING: usize = 2;
 
 struct Submission {
     job: Job,
+    grammar: Option<Arc<Grammar>>,
     permit: OwnedSemaphorePermit,
     deadline: Option<Instant>,
     reply: oneshot::Sender<Result<Outputs, EngineError>>,
@@ -94,6 +119,9 @@ pub struct EngineHandle {
     most: usize,
     timeout: Option<Duration>,
     shared: Arc<Shared>,
+    grammars: Arc<GrammarCompiler>,
+    compiling: Semaphore,
+    max_grammar_bytes: usize,
 }
 
 impl EngineHandle {
@@ -109,6 +137,7 @@ impl EngineHandle {
             running: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
         });
+        let (grammars, compiling) = (engine.grammars().clone(), Semaphore::new(MOST_COMPILING));
         let jobs = EngineLoop {
             engine,
             received,
@@ -119,8 +148,9 @@ impl EngineHandle {
             shared: shared.clone(),
         };
         let thread = thread::spawn(move || jobs.run_caught());
-        let admission = Arc::new(Semaphore::new(most));
-        (EngineHandle { submissions, admission, most, timeout: config.request_timeout, shared }, thread)
+        let (admission, timeout) = (Arc::new(Semaphore::new(most)), config.request_timeout);
+        let max_grammar_bytes = config.max_grammar_bytes;
+        (EngineHandle { submissions, admission, most, timeout, shared, grammars, compiling, max_grammar_bytes }, thread)
     }
 
     /// Hands a job over; its outputs come through the channel. Dropping that gives the job up.
@@ -132,9 +162,31 @@ impl EngineHandle {
         let permit = self.admit(job.prompts.len())?;
         let (reply, replied) = oneshot::channel();
         let deadline = self.timeout.map(|t| Instant::now() + t);
-        let submission = Submission { job, permit, deadline, reply };
+        let grammar = match &job.params.structured_outputs {
+            Some(form) => Some(self.compile(form).await?),
+            None => None,
+        };
+        let submission = Submission { job, grammar, permit, deadline, reply };
         self.submissions.send(submission).await.map_err(|_| self.failure())?;
         Ok(replied.await.map_err(|_| self.failure())??)
+    }
+
+    /// The grammar of a form: the one kept, or one compiled where it holds up nobody.
+    async fn compile(&self, form: &StructuredOutputs) -> Result<Arc<Grammar>, Refusal> {
+        let param = form.param.unwrap_or("structured_outputs");
+        let (bytes, most) = (form.num_bytes(), self.max_grammar_bytes);
+        if bytes > most {
+            return Err(Refusal::LargeForm { param, bytes, most });
+        }
+        if let Some(found) = self.grammars.find(form) {
+            return Ok(found);
+        }
+        // The semaphore is never closed.
+        let _permit = self.compiling.acquire().await;
+        let (grammars, form) = (self.grammars.clone(), form.clone());
+        let compiled = tokio::task::spawn_blocking(move || grammars.compile(&form)).await;
+        let compiled = compiled.map_err(|_| Refusal::Failed("a thread that compiles grammars has ended".into()))?;
+        compiled.map_err(|error| Refusal::Form { param, error })
     }
 
     fn admit(&self, prompts: usize) -> Result<OwnedSemaphorePermit, Refusal> {
@@ -243,19 +295,20 @@ impl EngineLoop {
     }
 
     fn take(&mut self, submission: Submission) {
-        let Submission { job, permit, deadline, reply } = submission;
+        let Submission { job, grammar, permit, deadline, reply } = submission;
         if reply.is_closed() {
             return;
         }
         let (sender, outputs) = mpsc::channel(job.most_outputs(self.engine.max_model_len()));
         // The reader may go meanwhile; then the next step finds its channel closed.
-        let _ = reply.send(self.add(job, permit, deadline, sender).map(|()| outputs));
+        let _ = reply.send(self.add(job, grammar, permit, deadline, sender).map(|()| outputs));
     }
 
     /// Adds all prompts, or none.
     fn add(
         &mut self,
         job: Job,
+        grammar: Option<Arc<Grammar>>,
         mut permit: OwnedSemaphorePermit,
         deadline: Option<Instant>,
         sender: mpsc::Sender<(usize, Output)>,
@@ -263,7 +316,7 @@ impl EngineLoop {
         let first = self.next_id;
         for (prompt, token_ids) in job.prompts.into_iter().enumerate() {
             let (id, num_tokens) = (self.next_id, token_ids.len());
-            if let Err(error) = self.engine.add_request(id, token_ids, job.params.clone()) {
+            if let Err(error) = self.engine.add_compiled(id, token_ids, job.params.clone(), grammar.clone()) {
                 (first..id).for_each(|id| self.forget(id));
                 return Err(error);
             }

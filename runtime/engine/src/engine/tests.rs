@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 mod beam;
 mod prefix_caching;
 mod service;
+mod structured;
 
 const VOCAB: u32 = 259;
 const EOS: u32 = 257;
@@ -189,7 +190,7 @@ fn greedy() -> SamplingParams {
 }
 
 fn any_params() -> impl Strategy<Value = SamplingParams> {
-    let kinds = (0u8..4, 1u32..4, 1u32..30, any::<bool>(), any::<bool>(), 0i32..3, any::<bool>());
+    let kinds = (0u8..5, 1u32..4, 1u32..30, any::<bool>(), any::<bool>(), 0i32..3, any::<bool>());
     kinds.prop_map(|(kind, n, max_tokens, prompt_logprobs, ignore_eos, priority, salted)| SamplingParams {
         temperature: if kind == 0 { 0.0 } else { 1.5 },
         n: if kind == 0 { 1 } else { n },
@@ -198,6 +199,7 @@ fn any_params() -> impl Strategy<Value = SamplingParams> {
         logprobs: (kind == 1).then_some(2),
         repetition_penalty: if kind == 2 { 1.3 } else { 1.0 },
         top_k: if kind == 3 { 7 } else { 0 },
+        structured_outputs: (kind == 4).then(structured::any_json),
         stop: if kind == 3 { vec!["a".into(), "bc".into()] } else { vec![] },
         ignore_eos,
         priority,

@@ -8,15 +8,21 @@ fn sampler(params: SamplingParams) -> Sampler {
 }
 
 fn with_rules(params: SamplingParams, set: impl FnOnce(&mut SamplingRules)) -> Sampler {
-    let mut rules =
-        SamplingRules { params, seed: 1, bad_words: vec![], end_tokens: vec![], prompt_tokens: HashSet::new() };
+    let mut rules = SamplingRules {
+        params,
+        seed: 1,
+        bad_words: vec![],
+        end_tokens: vec![],
+        prompt_tokens: HashSet::new(),
+        grammar: None,
+    };
     set(&mut rules);
     Sampler::new(Arc::new(rules), 0)
 }
 
 fn sample(sampler: &mut Sampler, logits: &[f32]) -> u32 {
     let mut block_max = vec![];
-    sampler.sample(&Row::of_changed(logits, &mut block_max), &mut Scratch::default())
+    sampler.sample(&Row::of_changed(logits, &mut block_max), &mut Scratch::default()).unwrap()
 }
 
 /// Probabilities after min_p, top_k and top_p, by definition.
@@ -133,11 +139,11 @@ fn changes_come_in_vllms_order() {
     s.output = vec![2, 2];
     s.counts = HashMap::from([(2, 2)]);
     let mut changed = vec![];
-    s.change(&[9.0, -1.0, 8.0, 2.0, 50.0], &mut changed);
+    s.change(None, &[9.0, -1.0, 8.0, 2.0, 50.0], &mut changed);
     // 0: end token; 1: -1 · 2; 2: 8 / 2 - 2 · 0.5 - 0.25; 3: (2 + 4) / 2; 4: not allowed
     assert_eq!(changed, [f32::NEG_INFINITY, -2.0, 2.75, 3.0, f32::NEG_INFINITY]);
     s.output = vec![2, 2, 2];
-    s.change(&[9.0, -1.0, 8.0, 2.0, 50.0], &mut changed);
+    s.change(None, &[9.0, -1.0, 8.0, 2.0, 50.0], &mut changed);
     assert_eq!(changed[0], 9.0);
 }
 

@@ -2,9 +2,10 @@
 
 use super::{
     ApiError,
-    completion::{Common, ResponseFormat, StopReasonValue, Usage},
+    completion::{Common, StopReasonValue, Usage},
     request::{Request, merged, names, part},
     sampling::Sampling,
+    structured::FormFields,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -86,8 +87,6 @@ pub struct ChatFields {
     pub top_logprobs: Option<i32>,
     /// How much the model thinks: a variable of the chat template.
     pub reasoning_effort: Option<String>,
-    /// Only the type `text`: anything else is refused.
-    pub response_format: Option<ResponseFormat>,
     /// Tools that the model may call: refused unless empty.
     pub tools: Option<Vec<Value>>,
     /// Which tool is called: `none` and `auto` only.
@@ -107,10 +106,13 @@ pub struct ChatRequest {
     pub common: Common,
     /// How to sample.
     pub sampling: Sampling,
+    /// The form of answers.
+    pub form: FormFields,
 }
 
-fn schemas() -> [RefOr<Schema>; 4] {
-    [ConversationFields::schema(), ChatFields::schema(), Common::schema(), Sampling::schema()]
+fn schemas() -> [RefOr<Schema>; 5] {
+    let (common, sampling) = (Common::schema(), Sampling::schema());
+    [ConversationFields::schema(), ChatFields::schema(), common, sampling, FormFields::schema()]
 }
 
 impl PartialSchema for ChatRequest {
@@ -125,13 +127,15 @@ impl ToSchema for ChatRequest {
         ChatFields::schemas(all);
         Common::schemas(all);
         Sampling::schemas(all);
+        FormFields::schemas(all);
     }
 }
 
 impl Request for ChatRequest {
     fn read(fields: &Value) -> Result<Self, ApiError> {
         let (conversation, own) = (part(fields)?, part(fields)?);
-        Ok(ChatRequest { conversation, own, common: part(fields)?, sampling: part(fields)? })
+        let (common, sampling, form) = (part(fields)?, part(fields)?, part(fields)?);
+        Ok(ChatRequest { conversation, own, common, sampling, form })
     }
 
     fn names() -> &'static [String] {

@@ -4,6 +4,7 @@ use super::{
     ApiError,
     request::{self, Request, merged, names, part},
     sampling::Sampling,
+    structured::FormFields,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -90,30 +91,6 @@ pub struct CompletionFields {
     pub best_of: Option<u32>,
     /// Adds the tokens that the model puts around a text; true where absent.
     pub add_special_tokens: Option<bool>,
-    /// Only the type `text`: anything else is refused.
-    pub response_format: Option<ResponseFormat>,
-}
-
-/// The form of answers.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
-pub struct ResponseFormat {
-    /// `text`; `json_object` and `json_schema` are refused.
-    #[serde(rename = "type")]
-    pub kind: String,
-}
-
-impl ResponseFormat {
-    /// Whether it is the form that every text has.
-    ///
-    /// # Errors
-    /// It is another.
-    pub fn check(&self) -> Result<(), ApiError> {
-        if self.kind == "text" {
-            return Ok(());
-        }
-        let message = format!("response_format of type {} is not supported · help: use the type text", self.kind);
-        Err(ApiError::field("response_format", message))
-    }
 }
 
 /// A completion's request.
@@ -125,10 +102,12 @@ pub struct CompletionRequest {
     pub common: Common,
     /// How to sample.
     pub sampling: Sampling,
+    /// The form of answers.
+    pub form: FormFields,
 }
 
-fn schemas() -> [RefOr<Schema>; 3] {
-    [CompletionFields::schema(), Common::schema(), Sampling::schema()]
+fn schemas() -> [RefOr<Schema>; 4] {
+    [CompletionFields::schema(), Common::schema(), Sampling::schema(), FormFields::schema()]
 }
 
 impl PartialSchema for CompletionRequest {
@@ -142,13 +121,14 @@ impl ToSchema for CompletionRequest {
         CompletionFields::schemas(all);
         Common::schemas(all);
         Sampling::schemas(all);
+        FormFields::schemas(all);
     }
 }
 
 impl Request for CompletionRequest {
     fn read(fields: &Value) -> Result<Self, ApiError> {
         let (own, common, sampling) = (part(fields)?, part(fields)?, part(fields)?);
-        Ok(CompletionRequest { own, common, sampling })
+        Ok(CompletionRequest { own, common, sampling, form: part(fields)? })
     }
 
     fn names() -> &'static [String] {

@@ -117,6 +117,7 @@ impl From<Refusal> for ApiError {
             Refusal::Ending => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message),
             Refusal::Failed(_) => ApiError::internal(message),
             Refusal::Engine(error) => error.into(),
+            Refusal::Form { param, .. } | Refusal::LargeForm { param, .. } => ApiError::field(param, message),
         }
     }
 }
@@ -126,6 +127,7 @@ impl From<EngineError> for ApiError {
         let message = error.to_string();
         match error {
             EngineError::Param(p) => ApiError::field(p.name, message),
+            EngineError::Grammar(_) => ApiError::field("structured_outputs", message),
             EngineError::Tokenizer(e) => e.into(),
             EngineError::EmptyPrompt | EngineError::PromptTooLong { .. } | EngineError::NoSuchToken { .. } => {
                 ApiError::field("prompt", message)

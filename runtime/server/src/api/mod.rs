@@ -6,6 +6,7 @@ pub mod error;
 pub mod refused;
 pub mod request;
 pub mod sampling;
+pub mod structured;
 pub mod tokens;
 
 pub use error::ApiError;

@@ -8,6 +8,7 @@ mod guards;
 mod lifecycle;
 mod metrics;
 mod refusals;
+mod structured;
 mod tls;
 mod traces;
 mod wire;

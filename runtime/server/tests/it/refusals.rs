@@ -32,9 +32,6 @@ async fn fields_that_cannot_be_honoured_are_named() {
         ("suffix", json!("x")),
         ("use_beam_search", json!("yes")),
         ("length_penalty", json!(2)),
-        ("structured_outputs", json!({"regex": "a"})),
-        ("guided_json", json!({})),
-        ("response_format", json!({"type": "json_object"})),
         ("prompt_embeds", json!("AAAA")),
         ("logit_bias", json!({"999": 1})),
         ("stop", json!(vec!["x"; 100_000])),
@@ -65,7 +62,6 @@ async fn chats_name_what_they_refuse() {
         ("audio", json!({})),
         ("store", json!(true)),
         ("include_reasoning", json!(false)),
-        ("response_format", json!({"type": "json_schema"})),
         ("chat_template", json!("{% for")),
         ("continue_final_message", json!(true)),
     ] {
