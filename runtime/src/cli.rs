@@ -175,6 +175,15 @@ pub struct Server {
     /// A chat template instead of the model's
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub parsers: crate::parsers::Flags,
+    /// Leave tools out of the prompts of requests that choose none
+    #[arg(long)]
+    pub exclude_tools_when_tool_choice_none: bool,
+    /// Variables of the chat template in requests that do not set them, such as {"enable_thinking": false}
+    #[arg(long, value_name = "JSON", value_parser = crate::parsers::object)]
+    pub default_chat_template_kwargs: Option<serde_json::Map<String, serde_json::Value>>,
     /// The role of chat answers
     #[arg(long, value_name = "ROLE", default_value = "assistant")]
     pub response_role: String,

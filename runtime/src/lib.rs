@@ -10,7 +10,7 @@
 //! | [`chat`], [`terminal`] | `rvllm run` |
 //! | [`run_batch`] | `rvllm run-batch` |
 //! | [`bench`] | `rvllm bench` |
-//! | [`serve`], [`log`] | `rvllm serve` |
+//! | [`serve`], [`parsers`], [`log`] | `rvllm serve` |
 //! | [`inspect`], [`table`], [`verify`] | what an artifact holds, and whether it computes what it should |
 //! | [`error`] | exit codes and messages |
 //!
@@ -31,6 +31,7 @@ pub mod interrupt;
 pub mod log;
 pub mod model;
 pub mod output;
+pub mod parsers;
 pub mod partial;
 pub mod progress;
 pub mod run_batch;

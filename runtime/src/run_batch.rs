@@ -9,7 +9,7 @@ use crate::{
     cli,
     error::{Failure, note},
     fingerprint::Hash,
-    input, interrupt,
+    input, interrupt, parsers,
     partial::{Header, Partial, VERSION},
     serve::{self, Loaded, Source},
 };
@@ -60,6 +60,9 @@ pub struct Flags {
     /// A chat template instead of the model's
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub parsers: parsers::Flags,
     /// Where defaults come from: the checkpoint's generation_config.json, or vLLM's neutral values
     #[arg(long, value_enum, default_value = "auto", value_name = "WHERE")]
     pub generation_config: cli::GenerationConfig,
@@ -97,6 +100,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         root,
         names,
         chat_template: flags.chat_template.as_deref(),
+        parsers: flags.parsers,
         generation_config: flags.generation_config,
         sampling: &flags.sampling,
         engine: &flags.engine,
@@ -183,7 +187,7 @@ fn open(flags: &Flags, bytes: &[u8], lines: &[Line], manifest: &[u8]) -> Result<
     artifact.add(format!("{:?}", crate::model::weights_option(&flags.engine)).as_bytes());
     let mut requests = Hash::default();
     requests.add(&serde_json::to_vec(&flags.sampling)?);
-    requests.add(format!("{:?} {:?}", flags.chat_template, flags.generation_config).as_bytes());
+    requests.add(format!("{:?} {:?} {:?}", flags.chat_template, flags.generation_config, flags.parsers).as_bytes());
     let header = Header {
         rvllm_partial: VERSION,
         total: lines.len(),

@@ -9,10 +9,12 @@ use crate::{
     error::{Failure, note},
     log,
     model::{Session, dtype_name},
+    parsers,
     sampling::Sampling,
     table::{columns, size},
 };
 use anyhow::Result;
+use rvllm_artifact::parsers::Parsers;
 use rvllm_engine::{Engine, SamplingParams};
 use rvllm_server::{
     App, Config, Cors, Ended, Served, config::Patience, listen::Address, mock, model::ArtifactCard, prompt::Encoder,
@@ -62,6 +64,8 @@ pub struct Source<'a> {
     pub names: Vec<String>,
     /// A chat template instead of the model's.
     pub chat_template: Option<&'a Path>,
+    /// Which parsers read answers.
+    pub parsers: parsers::Flags,
     /// Where sampling defaults come from.
     pub generation_config: GenerationConfig,
     /// Sampling defaults.
@@ -79,6 +83,7 @@ impl<'a> Source<'a> {
             names: names(&args.server, &root),
             root,
             chat_template: args.server.chat_template.as_deref(),
+            parsers: args.server.parsers,
             generation_config: args.generation_config,
             sampling: &args.sampling,
             engine: &args.engine,
@@ -124,6 +129,7 @@ pub fn load(source: &Source<'_>) -> Result<Loaded> {
     };
     let card = ArtifactCard { target: source.engine.target.clone().unwrap_or(card.target.clone()), ..card };
     let served = Served::new(&engine, source.names.clone(), source.root.clone(), encoder, defaults, card);
+    let served = served.with_parsers(source.parsers.over(parsers::of_artifact(&artifact, source.chat_template)));
     let manifest = serde_json::to_vec(manifest)?;
     Ok(Loaded { engine, served, manifest })
 }
@@ -136,7 +142,7 @@ fn mock(args: &cli::Serve) -> Result<(Engine, Served)> {
     let card = ArtifactCard { target: MOCK.to_string(), ..ArtifactCard::default() };
     let defaults = SamplingParams { max_tokens: None, ..SamplingParams::default() };
     let served = Served::new(&engine, names(&args.server, MOCK), MOCK.to_string(), encoder, defaults, card);
-    Ok((engine, served))
+    Ok((engine, served.with_parsers(args.server.parsers.over(Parsers::default()))))
 }
 
 fn names(flags: &cli::Server, root: &str) -> Vec<String> {
@@ -167,6 +173,8 @@ fn config(flags: &cli::Server) -> Result<Config> {
         docs: !flags.disable_fastapi_docs,
         return_tokens_as_token_ids: flags.return_tokens_as_token_ids,
         force_include_usage: flags.enable_force_include_usage,
+        exclude_tools_when_none: flags.exclude_tools_when_tool_choice_none,
+        chat_template_kwargs: flags.default_chat_template_kwargs.clone().unwrap_or_default(),
         response_role: flags.response_role.clone(),
     })
 }
@@ -231,6 +239,7 @@ fn summary(engine: &Engine, served: &Served) -> Vec<Vec<String>> {
     vec![
         row("model", served.names.join(", ")),
         row("target", format!("{} {}, {} threads", card.target, card.dtype, engine.threads())),
+        row("parsers", parsers_row(served)),
         row("weights", size(memory.weights_bytes)),
         row("arena", size(memory.arena_bytes)),
         row("KV cache", format!("{} tokens in {}", card.kv_cache_tokens, size(kv))),
@@ -242,6 +251,12 @@ fn summary(engine: &Engine, served: &Served) -> Vec<Vec<String>> {
             ),
         ),
     ]
+}
+
+fn parsers_row(served: &Served) -> String {
+    let Parsers { tool_call, reasoning } = served.notation.parsers();
+    let name = |n: Option<&'static str>| n.unwrap_or("none");
+    format!("{} for tool calls, {} for reasoning", name(tool_call.map(|p| p.name())), name(reasoning.map(|p| p.name())))
 }
 
 fn tell(rows: &[Vec<String>], address: &Address, start: Instant) {

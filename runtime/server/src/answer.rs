@@ -58,6 +58,14 @@ pub trait Writer: Send + 'static {
     /// The pieces before the first token.
     fn open(&self) -> Vec<Self::Answer>;
 
+    /// Sees what a step added to an answer that comes at once, before it is joined to what other steps added.
+    fn see(&mut self, _output: &Output) {}
+
+    /// The usage, with what the writer knows of it.
+    fn detailed(&self, usage: Usage) -> Usage {
+        usage
+    }
+
     /// What a step added to prompt `prompt`.
     ///
     /// # Errors
@@ -149,13 +157,14 @@ impl Running {
         self.unfinished == 0
     }
 
-    /// All outputs of each prompt, joined, its answers in order.
+    /// All outputs of each prompt, seen by the writer and joined, its answers in order.
     ///
     /// # Errors
     /// See [`Running::next`].
-    pub async fn gather(&mut self) -> Result<Vec<Output>, ApiError> {
+    pub async fn gather(&mut self, writer: &mut impl Writer) -> Result<Vec<Output>, ApiError> {
         let mut all: Vec<Option<Output>> = (0..self.unfinished).map(|_| None).collect();
         while let Some((prompt, output)) = self.next().await? {
+            writer.see(&output);
             match &mut all[prompt] {
                 Some(before) => join(before, output),
                 empty => *empty = Some(output),

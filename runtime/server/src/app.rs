@@ -166,6 +166,11 @@ impl App {
         given.map_or_else(|| self.new_id(), str::to_string)
     }
 
+    /// A number unlike all others, for the ids of calls.
+    pub fn call_seed(&self) -> u64 {
+        random::word(self.seed, 2, self.num_requests.fetch_add(1, Ordering::Relaxed))
+    }
+
     fn new_id(&self) -> String {
         let count = self.num_requests.fetch_add(1, Ordering::Relaxed);
         format!("{:016x}{:016x}", random::word(self.seed, 0, count), random::word(self.seed, 1, count))

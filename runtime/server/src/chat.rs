@@ -5,34 +5,39 @@ use crate::{
     api::{
         ApiError,
         chat::{
-            AnswerMessage, ChatChoice, ChatCompletion, ChatFields, ChatLogprobs, ChatPosition, ChatRequest, ChatToken,
+            AnswerDelta, AnswerMessage, ChatChoice, ChatCompletion, ChatFields, ChatLogprobs, ChatPosition,
+            ChatRequest, ChatToken, ReasoningEffort,
         },
-        completion::Usage,
+        completion::{CompletionTokensDetails, Usage},
     },
     app::App,
     conversation::Turns,
     engine_loop::Job,
     prompt,
+    reader::{self, Parts, Reader},
+    tools::{Choice, Tools},
 };
-use rvllm_engine::{Logprob, Logprobs, Output, SamplingParams, SequenceOutput};
+use rvllm_engine::{Finish, FinishReason, Logprob, Logprobs, Output, SamplingParams, SequenceOutput};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// Reads a request: what the engine does, and what becomes of it.
 ///
 /// # Errors
 /// It cannot be honoured.
 pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job, ChatWriter), ApiError> {
-    let ChatRequest { conversation, own, common, sampling, form } = request;
+    let ChatRequest { mut conversation, own, common, sampling, form } = request;
     let mut params = sampling.over(&app.served().defaults)?;
     app.check_n(params.n)?;
     check(&own)?;
     let asked = own.max_completion_tokens.or(own.max_tokens);
     set_params(&mut params, &own, asked);
     params.structured_outputs = form.form()?.or(params.structured_outputs);
+    let tools = Tools::of(conversation.tools.take(), &own)?;
+    check_tools(app, tools.as_ref())?;
     let mut turns = Turns::of(conversation)?;
-    if let Some(effort) = own.reasoning_effort {
-        turns.variables.entry("reasoning_effort").or_insert(effort.into());
-    }
+    set_variables(app, &mut turns, own.reasoning_effort);
+    turns.tools = shown(app, tools.as_ref());
     let echo = common.echo.unwrap_or(false).then(|| turns.last_answer().unwrap_or_default().to_string());
     let encoder = app.served().encoder.clone();
     let mut prompt = prompt::beside(turns.weight(), move || encoder.encode_turns(&turns)).await?;
@@ -41,24 +46,59 @@ pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job
     prompt::check_length(&prompt.token_ids, asked, &app.served().limits)?;
     params.truncate_prompt_tokens = common.truncate_prompt_tokens;
     let top_logprobs = params.logprobs.map(|n| n as usize);
+    let notation = &app.served().notation;
+    notation.keep_markup(tools.as_ref(), &mut params);
+    let (text, show) = (prompt.text.as_deref().unwrap_or_default(), own.include_reasoning.unwrap_or(true));
+    let reader = |_| notation.reader(tools.as_ref(), text, app.call_seed(), show);
+    let readers = (0..params.n).map(reader).collect();
     let extras = app.extras(&common, &params, vec![prompt]);
     let role = app.config().response_role.clone();
-    let n = params.n;
     let job = Job { prompts: extras.prompts.iter().map(|p| p.token_ids.clone()).collect(), params };
-    Ok((job, ChatWriter { head, extras, role, n, echo: echo.filter(|e| !e.is_empty()), top_logprobs }))
+    let (echo, calls) = (echo.filter(|e| !e.is_empty()), CallWords::of(tools.as_ref()));
+    Ok((job, ChatWriter { head, extras, role, readers, whole: BTreeMap::new(), calls, echo, top_logprobs }))
+}
+
+/// Refuses tools that the model has no way to call.
+fn check_tools(app: &App, tools: Option<&Tools>) -> Result<(), ApiError> {
+    let Some(tools) = tools else { return Ok(()) };
+    let known = app.served().notation.parsers().tool_call.is_some();
+    match &tools.choice {
+        Choice::None => Ok(()),
+        Choice::Auto if known => Ok(()),
+        Choice::Auto => Err(ApiError::field(
+            "tools",
+            "the model's chat template shows no way of calling tools · help: start the server with --tool-call-parser, \
+             or set tool_choice to \"required\", to a function, or to \"none\"",
+        )),
+        Choice::Required | Choice::Named(_) => {
+            Err(ApiError::field("tool_choice", "tool_choice must be \"none\" or \"auto\""))
+        }
+    }
+}
+
+/// Tools as the template shows them.
+fn shown(app: &App, tools: Option<&Tools>) -> Vec<Value> {
+    let hidden = |t: &&Tools| t.choice == Choice::None && app.config().exclude_tools_when_none;
+    tools.filter(|t| !hidden(t)).map(|t| t.list.clone()).unwrap_or_default()
+}
+
+/// The template's variables: the request's own, those that follow from its fields, the server's.
+fn set_variables(app: &App, turns: &mut Turns, effort: Option<ReasoningEffort>) {
+    let variables = &mut turns.variables;
+    if let Some(effort) = effort {
+        let word = serde_json::to_value(effort).unwrap_or_default();
+        variables.entry("reasoning_effort").or_insert(word);
+        if effort == ReasoningEffort::None {
+            variables.entry("enable_thinking").or_insert(false.into());
+            variables.entry("thinking").or_insert(false.into());
+        }
+    }
+    for (name, value) in &app.config().chat_template_kwargs {
+        variables.entry(name.as_str()).or_insert(value.clone());
+    }
 }
 
 fn check(own: &ChatFields) -> Result<(), ApiError> {
-    if own.tools.as_ref().is_some_and(|t| !t.is_empty()) {
-        return Err(ApiError::field("tools", "tools are not supported by this server · help: leave them out"));
-    }
-    let chosen = own.tool_choice.as_ref().is_none_or(|c| c == "none" || c == "auto");
-    if !chosen {
-        return Err(ApiError::field(
-            "tool_choice",
-            "tool_choice must be \"none\" or \"auto\", since there are no tools",
-        ));
-    }
     match own.top_logprobs {
         Some(n) if n > 0 && !own.logprobs.unwrap_or(false) => {
             Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs to be true"))
@@ -75,12 +115,46 @@ fn set_params(params: &mut SamplingParams, own: &ChatFields, asked: Option<u32>)
     params.logprobs = own.logprobs.unwrap_or(false).then(|| own.top_logprobs.unwrap_or(0));
 }
 
+/// How answers say that they have called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CallWords {
+    /// `tool_calls`.
+    Tools,
+    /// `tool_calls`, one of them forced: the answer ends as any other.
+    Named,
+    /// `function_call`.
+    Legacy,
+}
+
+impl CallWords {
+    fn of(tools: Option<&Tools>) -> CallWords {
+        match tools {
+            Some(t) if t.legacy => CallWords::Legacy,
+            Some(t) if matches!(t.choice, Choice::Named(_)) => CallWords::Named,
+            _ => CallWords::Tools,
+        }
+    }
+
+    /// Why an answer with calls has ended.
+    fn finish_reason(self) -> &'static str {
+        match self {
+            CallWords::Tools => "tool_calls",
+            CallWords::Named => "stop",
+            CallWords::Legacy => "function_call",
+        }
+    }
+}
+
 /// Writes chat completions.
 pub struct ChatWriter {
     head: Head,
     extras: Extras,
     role: String,
-    n: u32,
+    /// One an answer.
+    readers: Vec<Reader>,
+    /// Of answers that come at once: what was read so far.
+    whole: BTreeMap<u32, Parts>,
+    calls: CallWords,
     /// What stands before each answer.
     echo: Option<String>,
     /// Alternatives a token, where log-probabilities were asked for.
@@ -108,22 +182,65 @@ impl ChatWriter {
         self.completion("chat.completion.chunk", vec![choice], None)
     }
 
-    fn choice(
-        &self,
-        added: SequenceOutput,
-        message: Option<AnswerMessage>,
-        delta: Option<AnswerMessage>,
-    ) -> ChatChoice {
+    fn choice(&self, added: SequenceOutput, message: Option<AnswerMessage>, delta: Option<AnswerDelta>) -> ChatChoice {
         let (finish_reason, stop_reason) = finish_words(added.finish.as_ref());
+        let called = self.readers.get(added.index as usize).is_some_and(|r| r.num_calls() > 0);
+        let stopped = matches!(added.finish, Some(Finish { reason: FinishReason::Stop, .. }));
         ChatChoice {
             index: added.index,
             message,
             delta,
             logprobs: self.logprobs(&added.logprobs),
-            finish_reason,
+            finish_reason: if called && stopped { Some(self.calls.finish_reason()) } else { finish_reason },
             stop_reason,
             token_ids: self.extras.token_ids.then_some(added.token_ids),
         }
+    }
+
+    fn read(&mut self, added: &SequenceOutput) -> Parts {
+        match self.readers.get_mut(added.index as usize) {
+            Some(reader) => reader.read(&added.text, added.token_ids.len(), added.finish.is_some()),
+            None => Parts { content: added.text.clone(), ..Parts::default() },
+        }
+    }
+
+    fn delta(&self, parts: Parts) -> AnswerDelta {
+        let Parts { content, reasoning, calls } = parts;
+        let some = |text: String| Some(text).filter(|t| !t.is_empty());
+        let reasoning = some(reasoning);
+        let mut delta = AnswerDelta {
+            content: some(content),
+            reasoning_content: reasoning.clone(),
+            reasoning,
+            ..AnswerDelta::default()
+        };
+        if self.calls == CallWords::Legacy {
+            delta.function_call = calls.into_iter().next().map(|call| call.function);
+        } else {
+            delta.tool_calls = Some(calls).filter(|c| !c.is_empty());
+        }
+        delta
+    }
+
+    fn message(&self, parts: Parts) -> AnswerMessage {
+        let Parts { content, reasoning, calls } = parts;
+        let reasoning = Some(reasoning).filter(|t| !t.is_empty());
+        let content = self.echo.clone().unwrap_or_default() + &content;
+        let bare = content.is_empty() && (reasoning.is_some() || !calls.is_empty());
+        let mut message = AnswerMessage {
+            role: self.role.clone(),
+            content: Some(content).filter(|_| !bare),
+            reasoning_content: reasoning.clone(),
+            reasoning,
+            ..AnswerMessage::default()
+        };
+        let calls = reader::whole(calls);
+        if self.calls == CallWords::Legacy {
+            message.function_call = calls.into_iter().next().map(|call| call.function);
+        } else {
+            message.tool_calls = Some(calls).filter(|c| !c.is_empty());
+        }
+        message
     }
 
     fn logprobs(&self, positions: &[Logprobs]) -> Option<ChatLogprobs> {
@@ -159,11 +276,12 @@ impl Writer for ChatWriter {
     fn open(&self) -> Vec<ChatCompletion> {
         let first = |index| {
             let content = self.echo.clone().unwrap_or_default();
-            let delta = AnswerMessage { role: Some(self.role.clone()), content: Some(content) };
+            let delta = AnswerDelta { role: Some(self.role.clone()), content: Some(content), ..AnswerDelta::default() };
             let choice = self.choice(nothing_of(index), None, Some(delta));
             ChatChoice { logprobs: None, token_ids: None, ..choice }
         };
-        let mut pieces: Vec<ChatCompletion> = (0..self.n).map(|index| self.chunk(first(index))).collect();
+        let mut pieces: Vec<ChatCompletion> =
+            (0..self.readers.len() as u32).map(|index| self.chunk(first(index))).collect();
         if let Some(piece) = pieces.first_mut() {
             self.add_prompt(piece, None);
         }
@@ -174,12 +292,13 @@ impl Writer for ChatWriter {
         let mut positions = output.prompt_logprobs.take();
         let mut pieces = vec![];
         for added in output.sequences {
-            let silent = added.text.is_empty() && added.finish.is_none() && positions.is_none();
+            let parts = self.read(&added);
+            let silent = parts.is_empty() && added.finish.is_none() && positions.is_none();
             if silent && self.top_logprobs.is_none() && !self.extras.token_ids {
                 continue;
             }
-            let content = Some(added.text.clone()).filter(|t| !t.is_empty());
-            let mut piece = self.chunk(self.choice(added, None, Some(AnswerMessage { role: None, content })));
+            let delta = self.delta(parts);
+            let mut piece = self.chunk(self.choice(added, None, Some(delta)));
             let shown = positions.take().filter(|_| self.extras.prompt_logprobs);
             piece.prompt_logprobs = shown.map(|p| prompt_logprobs(&p));
             pieces.push(piece);
@@ -187,13 +306,27 @@ impl Writer for ChatWriter {
         Ok(pieces)
     }
 
+    fn see(&mut self, output: &Output) {
+        for added in &output.sequences {
+            let parts = self.read(added);
+            self.whole.entry(added.index).or_default().extend(parts);
+        }
+    }
+
+    fn detailed(&self, usage: Usage) -> Usage {
+        let counted = self.readers.iter().any(Reader::counts_reasoning);
+        let reasoning_tokens = self.readers.iter().map(Reader::reasoning_tokens).sum();
+        let details = counted.then_some(CompletionTokensDetails { reasoning_tokens });
+        Usage { completion_tokens_details: details, ..usage }
+    }
+
     fn whole(&mut self, outputs: Vec<Output>, usage: Usage) -> Result<ChatCompletion, ApiError> {
         let (mut choices, mut positions) = (vec![], None);
         for output in outputs {
             positions = positions.or(output.prompt_logprobs);
             for added in output.sequences {
-                let content = self.echo.clone().unwrap_or_default() + &added.text;
-                let message = AnswerMessage { role: Some(self.role.clone()), content: Some(content) };
+                let parts = self.whole.remove(&added.index).unwrap_or_default();
+                let message = self.message(parts);
                 choices.push(self.choice(added, Some(message), None));
             }
         }

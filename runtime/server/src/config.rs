@@ -5,6 +5,7 @@ use crate::{
     tls::{Acceptor, TlsError, TlsFiles},
     traces::TraceConfig,
 };
+use serde_json::{Map, Value};
 use std::{path::PathBuf, time::Duration};
 
 /// How the server behaves.
@@ -54,6 +55,10 @@ pub struct Config {
     pub return_tokens_as_token_ids: bool,
     /// Ends every stream with its usage.
     pub force_include_usage: bool,
+    /// Leaves tools out of the prompts of requests that choose none.
+    pub exclude_tools_when_none: bool,
+    /// Variables of the chat template in requests that do not set them.
+    pub chat_template_kwargs: Map<String, Value>,
     /// The role that chat answers have.
     pub response_role: String,
 }
@@ -158,6 +163,8 @@ impl Default for Config {
             docs: true,
             return_tokens_as_token_ids: false,
             force_include_usage: false,
+            exclude_tools_when_none: false,
+            chat_template_kwargs: Map::new(),
             response_role: "assistant".to_string(),
         }
     }

@@ -1,13 +1,17 @@
 //! A request's messages as a chat template reads them.
 //!
 //! Invariants: a content that is a list of texts becomes one text, so that every template reads it; arguments of earlier
-//! tool calls become objects, as templates expect them.
+//! tool calls become objects, as templates expect them; what was thought has each name that templates know it by; calls
+//! by the older names become tool calls.
 
-use crate::api::{
-    ApiError,
-    chat::{Content, ContentPart, ConversationFields, Message},
+use crate::{
+    api::{
+        ApiError,
+        chat::{Content, ContentPart, ConversationFields, Message},
+    },
+    tools::Tools,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Roles that OpenAI's API has; templates know what to make of them.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
@@ -17,6 +21,8 @@ const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "f
 pub struct Turns {
     /// As the template reads them.
     pub messages: Vec<Value>,
+    /// Tools that it shows.
+    pub tools: Vec<Value>,
     /// Further variables of the template.
     pub variables: Map<String, Value>,
     /// A template instead of the model's.
@@ -51,6 +57,7 @@ impl Turns {
         let messages: Result<_, ApiError> = fields.messages.into_iter().enumerate().map(message).collect();
         Ok(Turns {
             messages: messages?,
+            tools: Tools::shown(fields.tools.unwrap_or_default())?,
             variables,
             template: fields.chat_template,
             add_generation_prompt,
@@ -62,8 +69,9 @@ impl Turns {
     /// About as many bytes as there are to render; a request's own template may do any amount of work.
     pub fn weight(&self) -> usize {
         let size = |m: &Value| m["content"].as_str().map_or(0, str::len) + 64;
+        let tools = self.tools.len().saturating_mul(512);
         let own = self.template.as_ref().map_or(0, |_| usize::MAX >> 1);
-        self.messages.iter().map(size).sum::<usize>().saturating_add(own)
+        self.messages.iter().map(size).sum::<usize>().saturating_add(tools).saturating_add(own)
     }
 
     /// The text of the last message, where the assistant said it.
@@ -88,17 +96,38 @@ impl Turns {
 }
 
 fn message((index, message): (usize, Message)) -> Result<Value, ApiError> {
-    let Message { role, content, mut others } = message;
+    let Message { role, content, tool_calls, reasoning, reasoning_content, mut others } = message;
     if !ROLES.contains(&role.as_str()) {
         let text = format!("messages[{index}].role is {role:?}, but must be one of {}", ROLES.join(", "));
         return Err(ApiError::field(format!("messages[{index}].role"), text));
     }
     let text = content.map(|c| text(index, c)).transpose()?;
-    read_arguments(&mut others);
+    // Clients send back what answers had, nulls for what they had not.
+    others.retain(|_, value| !value.is_null());
+    let called = others.shift_remove("function_call").map(|call| json!({"type": "function", "function": call}));
+    let calls: Vec<Value> = tool_calls.into_iter().flatten().map(Value::Object).chain(called).collect();
+    let role = if role == "function" { "tool".to_string() } else { role };
     let mut all = Map::from_iter([("role".to_string(), role.into())]);
-    all.insert("content".to_string(), text.map_or("".into(), Value::String));
+    all.insert("content".to_string(), text.map_or(Value::Null, Value::String));
     all.extend(others);
+    if let Some(thought) = reasoning.or(reasoning_content).filter(|r| !r.is_empty()) {
+        add_reasoning(&mut all, thought, !calls.is_empty());
+    }
+    if !calls.is_empty() {
+        all.insert("tool_calls".to_string(), calls.into_iter().map(with_arguments).collect());
+    }
     Ok(Value::Object(all))
+}
+
+/// What was thought: templates of most families read `reasoning_content`, harmony's reads `thinking`, and refuses that
+/// beside a content and calls.
+fn add_reasoning(message: &mut Map<String, Value>, thought: String, calls: bool) {
+    let silent = message["content"].as_str().is_none_or(str::is_empty);
+    if silent || !calls {
+        message.insert("thinking".to_string(), thought.clone().into());
+    }
+    message.insert("reasoning".to_string(), thought.clone().into());
+    message.insert("reasoning_content".to_string(), thought.into());
 }
 
 fn text(index: usize, content: Content) -> Result<String, ApiError> {
@@ -127,16 +156,17 @@ fn part_text(message: usize, index: usize, part: ContentPart) -> Result<String, 
     found.ok_or_else(|| ApiError::field(name.clone(), format!("{name} is missing")))
 }
 
-/// Arguments of tool calls come as JSON in a string.
-fn read_arguments(message: &mut Map<String, Value>) {
-    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
-    for function in calls.into_iter().flatten().filter_map(|call| call.get_mut("function")) {
-        let read =
-            function["arguments"].as_str().and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
-        if let (Some(arguments), Some(function)) = (read, function.as_object_mut()) {
+/// A call with its arguments, which come as JSON in a string, as an object. A string that is none stays.
+fn with_arguments(mut call: Value) -> Value {
+    if let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) {
+        let text = function.get("arguments").and_then(Value::as_str).unwrap_or_default();
+        let read = if text.trim().is_empty() { Ok(Map::new()) } else { serde_json::from_str(text) };
+        let given = function.get("arguments").is_some_and(Value::is_object);
+        if let (Ok(arguments), false) = (read, given) {
             function.insert("arguments".to_string(), Value::Object(arguments));
         }
     }
+    call
 }
 
 #[cfg(test)]
@@ -159,6 +189,30 @@ mod tests {
         assert_eq!(t.messages[0], json!({"role": "user", "content": "a\nb", "name": "x"}));
         assert_eq!(t.messages[1]["tool_calls"][0]["function"]["arguments"], json!({"k": 1}));
         assert!(t.add_generation_prompt && !t.continue_final_message && !t.add_special_tokens);
+    }
+
+    #[test]
+    fn what_answers_had_comes_back_in_the_templates_words() {
+        let t = turns(json!({"messages": [
+            {"role": "assistant", "content": null, "refusal": null, "reasoning_content": "Hm.", "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}},
+                {"id": "b", "type": "function", "function": {"name": "g", "arguments": "{\"k\":"}}]},
+            {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "done"}]},
+            {"role": "assistant", "content": "So", "tool_calls": [], "function_call": {"name": "h", "arguments": "{\"n\": 1}"}},
+            {"role": "function", "name": "h", "content": "2"},
+            {"role": "assistant", "content": "Well", "reasoning": "Hm.", "tool_calls": null},
+        ]}))
+        .unwrap();
+        let expected = json!([
+            {"role": "assistant", "content": null, "thinking": "Hm.", "reasoning": "Hm.", "reasoning_content": "Hm.", "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "f", "arguments": {}}},
+                {"id": "b", "type": "function", "function": {"name": "g", "arguments": "{\"k\":"}}]},
+            {"role": "tool", "content": "done", "tool_call_id": "a"},
+            {"role": "assistant", "content": "So", "tool_calls": [{"type": "function", "function": {"name": "h", "arguments": {"n": 1}}}]},
+            {"role": "tool", "content": "2", "name": "h"},
+            {"role": "assistant", "content": "Well", "thinking": "Hm.", "reasoning": "Hm.", "reasoning_content": "Hm."},
+        ]);
+        assert_eq!(Value::from(t.messages), expected);
     }
 
     #[test]

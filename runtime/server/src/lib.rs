@@ -6,6 +6,7 @@
 //! | [`engine_loop`] | the one thread that owns the engine |
 //! | [`api`] | requests and answers as types: fields, schemas, errors |
 //! | [`prompt`], [`conversation`] | what a request says, in tokens |
+//! | [`tools`], [`notation`], [`parsers`], [`reader`] | tool calls and reasoning: what is asked, and what an answer's text has of them |
 //! | [`answer`], [`completions`], [`chat`], [`stream`] | what an engine says, in the API's words |
 //! | [`app`], [`routes`], [`auth`], [`request_log`], [`openapi`] | routes and what guards them |
 //! | [`serve`], [`listen`], [`tls`], [`local`] | connections, and how they end; routes without one |
@@ -33,9 +34,11 @@ pub mod local;
 pub mod metrics;
 pub mod mock;
 pub mod model;
+pub mod notation;
 pub mod openapi;
 pub mod parsers;
 pub mod prompt;
+pub mod reader;
 pub mod reload;
 pub mod request_log;
 pub mod request_span;
@@ -44,6 +47,7 @@ pub mod serve;
 pub mod span;
 pub mod stream;
 pub mod tls;
+pub mod tools;
 pub mod traces;
 
 pub use app::App;

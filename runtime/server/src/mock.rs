@@ -100,7 +100,7 @@ impl Forward for MockForward {
 pub fn engine(forward: Box<dyn Forward>) -> Result<Engine, EngineError> {
     let Limits { num_blocks, block_size, .. } = *forward.limits();
     Ok(Engine::new(EngineParts {
-        tokenizer: Some(Arc::new(Tokenizer::from_bytes(tokenizer_json().to_string().as_bytes())?)),
+        tokenizer: Some(Arc::new(Tokenizer::from_bytes(tokenizer_json(&[]).to_string().as_bytes())?)),
         eos_token_ids: vec![EOS],
         seed: None,
         memory: MemoryTable { num_blocks, block_size, ..MemoryTable::default() },
@@ -117,15 +117,17 @@ pub fn encoder(engine: &Engine) -> Encoder {
     Encoder::new(engine.tokenizer().cloned(), ChatTemplate::new(Some(TEMPLATE), None).ok(), None)
 }
 
-/// A tokenizer of bytes: token `b` is byte `b`; 256 to 258 are `<s>`, `</s>`, `<sep>`.
-fn tokenizer_json() -> Value {
+/// A tokenizer of bytes: token `b` is byte `b`; 256 to 258 are `<s>`, `</s>`, `<sep>`; then come special tokens that are
+/// the `markup` of a model's answers.
+pub fn tokenizer_json(markup: &[&str]) -> Value {
     let vocab: Map<String, Value> = (0..=255u8).map(|b| (letter(b).to_string(), json!(b))).collect();
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let special = ["<s>", "</s>", "<sep>"].into_iter().chain(markup.iter().copied());
     let added = |(id, content): (u32, &str)| {
         json!({"id": id, "content": content, "special": true, "normalized": false, "lstrip": false, "rstrip": false,
             "single_word": false})
     };
-    let added: Vec<Value> = [(256, "<s>"), (257, "</s>"), (258, "<sep>")].into_iter().map(added).collect();
+    let added: Vec<Value> = (256..).zip(special).map(added).collect();
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,

@@ -1,6 +1,7 @@
 //! What is served: a model's names, its tokenizer and template, and what requests get that say nothing.
 
-use crate::prompt::Encoder;
+use crate::{notation::Notation, prompt::Encoder};
+use rvllm_artifact::parsers::Parsers;
 use rvllm_engine::{Engine, Limits, MemoryTable, SamplingParams};
 use serde::Serialize;
 use std::{sync::Arc, time::SystemTime};
@@ -14,6 +15,8 @@ pub struct Served {
     pub root: String,
     /// Text to tokens.
     pub encoder: Arc<Encoder>,
+    /// How answers are read.
+    pub notation: Notation,
     /// Sampling parameters of a request that says none. `max_tokens` is a chat's.
     pub defaults: SamplingParams,
     /// Bounds of steps and sequences.
@@ -59,7 +62,14 @@ impl Served {
         let created = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs());
         let fingerprint = format!("rvllm-{}-{}", env!("CARGO_PKG_VERSION"), artifact.target);
         let artifact = ArtifactCard { kv_cache_tokens, ..artifact };
-        Served { names, root, encoder: Arc::new(encoder), defaults, limits, memory, artifact, created, fingerprint }
+        let (encoder, notation) = (Arc::new(encoder), Notation::default());
+        Served { names, root, encoder, notation, defaults, limits, memory, artifact, created, fingerprint }
+    }
+
+    /// Reads answers by these parsers; else all text is content.
+    pub fn with_parsers(self, parsers: Parsers) -> Served {
+        let notation = Notation::new(parsers, self.encoder.tokenizer().ok().map(AsRef::as_ref));
+        Served { notation, ..self }
     }
 
     /// The principal name.

@@ -92,7 +92,7 @@ impl Encoder {
         let rendered = template.render(&Conversation {
             messages: &turns.messages,
             add_generation_prompt: turns.add_generation_prompt,
-            tools: None,
+            tools: Some(turns.tools.as_slice()).filter(|t| !t.is_empty()),
             variables: Some(&turns.variables),
         })?;
         let text = if turns.continue_final_message { turns.cut_after_last(rendered)? } else { rendered };

@@ -260,8 +260,9 @@ async fn answer<W: Writer>(
         options.include_usage |= app.config().force_include_usage;
         return Ok(stream::respond(running, writer, options));
     }
-    let outputs = running.gather().await?;
-    Ok(Json(writer.whole(outputs, running.usage())?).into_response())
+    let outputs = running.gather(&mut writer).await?;
+    let usage = writer.detailed(running.usage());
+    Ok(Json(writer.whole(outputs, usage)?).into_response())
 }
 
 /// Reads a request's body.

@@ -91,7 +91,7 @@ impl<W: Writer> Streaming<W> {
         }
         if self.running.is_finished() {
             if self.options.include_usage {
-                event(&self.writer.last(self.running.usage()), frame);
+                event(&self.writer.last(self.writer.detailed(self.running.usage())), frame);
             }
             self.end(frame);
         }
@@ -106,7 +106,7 @@ impl<W: Writer> Streaming<W> {
     fn write(&self, pieces: Vec<W::Answer>, frame: &mut String) {
         for mut piece in pieces {
             if self.options.continuous_usage_stats {
-                W::set_usage(&mut piece, self.running.usage());
+                W::set_usage(&mut piece, self.writer.detailed(self.running.usage()));
             }
             event(&piece, frame);
         }

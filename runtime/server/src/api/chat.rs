@@ -6,6 +6,7 @@ use super::{
     request::{Request, merged, names, part},
     sampling::Sampling,
     structured::FormFields,
+    tools::{FunctionCall, FunctionCallDelta, FunctionCallField, Tool, ToolCall, ToolCallDelta, ToolChoiceField},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -47,6 +48,15 @@ pub struct Message {
     /// What it says.
     #[serde(default)]
     pub content: Option<Content>,
+    /// Calls that the assistant made, each with `id`, `type` and `function`, whose `arguments` are a JSON text.
+    #[serde(default)]
+    pub tool_calls: Option<Vec<Map<String, Value>>>,
+    /// What the assistant thought before.
+    #[serde(default)]
+    pub reasoning: Option<String>,
+    /// The same: the name that many clients know.
+    #[serde(default)]
+    pub reasoning_content: Option<String>,
     #[serde(flatten)]
     #[schema(ignore)]
     #[expect(missing_docs, reason = "not a field but the others")]
@@ -71,6 +81,9 @@ pub struct ConversationFields {
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Documents that the template may show.
     pub documents: Option<Vec<Map<String, Value>>>,
+    /// Tools that the model may call.
+    #[schema(value_type = Option<Vec<Tool>>)]
+    pub tools: Option<Vec<Value>>,
 }
 
 /// Fields that chats alone have.
@@ -85,14 +98,33 @@ pub struct ChatFields {
     /// Alternatives reported for each token.
     #[schema(minimum = 0, maximum = 20)]
     pub top_logprobs: Option<i32>,
-    /// How much the model thinks: a variable of the chat template.
-    pub reasoning_effort: Option<String>,
-    /// Tools that the model may call: refused unless empty.
-    pub tools: Option<Vec<Value>>,
-    /// Which tool is called: `none` and `auto` only.
-    pub tool_choice: Option<Value>,
-    /// Whether several tools may be called at a time.
+    /// How much the model thinks: `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`, a variable of the chat
+    /// template; `none` also sets its variables `enable_thinking` and `thinking` to false.
+    pub reasoning_effort: Option<ReasoningEffort>,
+    /// Has what the model thinks in the answer; true where absent.
+    pub include_reasoning: Option<bool>,
+    /// Which tool is called: `none`, `auto` (the model chooses; the default), `required` (at least one), or one by name.
+    pub tool_choice: Option<ToolChoiceField>,
+    /// Whether an answer may have several calls; true where absent. Where not, calls after the first are left out.
     pub parallel_tool_calls: Option<bool>,
+    /// The older name of `tools`: a list of functions.
+    pub functions: Option<Vec<Value>>,
+    /// The older name of `tool_choice`.
+    pub function_call: Option<FunctionCallField>,
+}
+
+/// How much the model thinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "OpenAI's own words, which models read as they are")]
+pub enum ReasoningEffort {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+    Max,
 }
 
 /// A chat's request.
@@ -172,15 +204,48 @@ pub struct ChatLogprobs {
     pub content: Vec<ChatPosition>,
 }
 
-/// A message of the assistant, or what is new of it.
+/// A message of the assistant.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct AnswerMessage {
-    /// The assistant's role; in a stream only in the first piece.
+    /// The assistant's role.
+    pub role: String,
+    /// Its text; null where there is only what was thought or called.
+    pub content: Option<String>,
+    /// What was thought before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    /// The same: the name that many clients know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// Calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ToolCall>>,
+    /// The call, where the request has `functions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall>,
+}
+
+/// What is new of a message of the assistant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
+pub struct AnswerDelta {
+    /// The assistant's role; only in the first piece.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
     /// Its text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// What was thought before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    /// The same: the name that many clients know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// Calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ToolCallDelta>>,
+    /// The call, where the request has `functions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCallDelta>,
 }
 
 /// One answer.
@@ -193,10 +258,11 @@ pub struct ChatChoice {
     pub message: Option<AnswerMessage>,
     /// What is new, where the answer comes in pieces.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub delta: Option<AnswerMessage>,
+    pub delta: Option<AnswerDelta>,
     /// Log-probabilities, where asked for.
     pub logprobs: Option<ChatLogprobs>,
-    /// `stop`, `length`; null while the answer goes on.
+    /// `stop`, `length`, `tool_calls` (`function_call` for `functions`); null while the answer goes on. `stop`, where a
+    /// call was forced by name.
     pub finish_reason: Option<&'static str>,
     /// What stopped it; null where that is the model's own end token.
     pub stop_reason: Option<StopReasonValue>,

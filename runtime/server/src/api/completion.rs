@@ -149,6 +149,16 @@ pub struct Usage {
     /// More about the prompts; known when they are computed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_tokens_details: Option<PromptTokensDetails>,
+    /// More about the answers; where reasoning is told from the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
+}
+
+/// More about the tokens of answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
+pub struct CompletionTokensDetails {
+    /// Those of what was thought.
+    pub reasoning_tokens: u64,
 }
 
 /// More about the tokens of prompts.

@@ -8,6 +8,7 @@ pub mod request;
 pub mod sampling;
 pub mod structured;
 pub mod tokens;
+pub mod tools;
 
 pub use error::ApiError;
 pub use request::Request;

@@ -18,8 +18,6 @@ enum Neutral {
     Null,
     /// False.
     False,
-    /// True.
-    True,
     /// False, an empty list or an empty object.
     Empty,
     /// This number.
@@ -41,8 +39,6 @@ const RULES: &[Rule] = &[
     rule("safety_identifier", Neutral::Any),
     rule("prompt_cache_key", Neutral::Any),
     rule("audio", Neutral::Null),
-    rule("function_call", Neutral::Text(&["none", "auto"])),
-    rule("functions", Neutral::Empty),
     rule("modalities", Neutral::Texts("text")),
     rule("prediction", Neutral::Null),
     rule("service_tier", Neutral::Text(&["auto", "default"])),
@@ -50,7 +46,6 @@ const RULES: &[Rule] = &[
     rule("verbosity", Neutral::Null),
     rule("web_search_options", Neutral::Null),
     rule("ec_transfer_params", Neutral::Empty),
-    rule("include_reasoning", Neutral::True),
     rule("kv_transfer_params", Neutral::Empty),
     rule("logprob_token_ids", Neutral::Empty),
     rule("media_io_kwargs", Neutral::Empty),
@@ -93,7 +88,6 @@ impl Neutral {
             Neutral::Any => true,
             Neutral::Null => value.is_null(),
             Neutral::False => value == &Value::Bool(false),
-            Neutral::True => value == &Value::Bool(true),
             Neutral::Empty => is_empty(value),
             Neutral::Number(n) => value.as_f64() == Some(*n),
             Neutral::Text(texts) => value.as_str().is_some_and(|v| texts.contains(&v)),
@@ -107,7 +101,6 @@ impl std::fmt::Display for Neutral {
         match self {
             Neutral::Any | Neutral::Null => f.write_str("leave it out"),
             Neutral::False => f.write_str("leave it out, or set it to false"),
-            Neutral::True => f.write_str("leave it out, or set it to true"),
             Neutral::Empty => f.write_str("leave it out, or empty"),
             Neutral::Number(n) => write!(f, "leave it out, or set it to {n}"),
             Neutral::Text(texts) => write!(f, "leave it out, or set it to one of {texts:?}"),

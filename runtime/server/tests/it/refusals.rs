@@ -54,19 +54,28 @@ async fn chats_name_what_they_refuse() {
     for (name, value) in [
         ("messages", json!([])),
         ("messages", json!("a")),
-        ("tools", json!([{"type": "function"}])),
-        ("tool_choice", json!("required")),
-        ("functions", json!([{}])),
+        ("reasoning_effort", json!("utmost")),
+        ("thinking_token_budget", json!(9)),
         ("top_logprobs", json!(2)),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({})),
         ("store", json!(true)),
-        ("include_reasoning", json!(false)),
         ("chat_template", json!("{% for")),
         ("continue_final_message", json!(true)),
     ] {
         let (status, param) = s.chat(with(chat.clone(), name, value.clone())).await.error();
         assert_eq!((status, param.as_str()), (400, name), "{value}");
+    }
+    let function = json!({"type": "function", "function": {"name": "f"}});
+    for (name, value, param) in [
+        ("tools", json!([{"type": "function"}]), "tools[0]"),
+        ("tools", json!([function, function]), "tools[1].function.name"),
+        ("tools", json!([function]), "tools"),
+        ("tool_choice", json!("required"), "tools"),
+        ("functions", json!([{}]), "functions[0]"),
+    ] {
+        let answer = s.chat(with(chat.clone(), name, value.clone())).await;
+        assert_eq!(answer.error(), (400, param.to_string()), "{value}");
     }
     let (status, param) = s.chat(json!({})).await.error();
     assert_eq!((status, param.as_str()), (400, ""));
@@ -76,6 +85,8 @@ async fn chats_name_what_they_refuse() {
         ("store", json!(false)),
         ("tools", json!([])),
         ("tool_choice", json!("none")),
+        ("include_reasoning", json!(false)),
+        ("reasoning_effort", json!("none")),
         ("length_penalty", json!(1.0)),
         ("stop", Value::Null),
         ("modalities", json!(["text"])),
