@@ -136,7 +136,10 @@ pub fn load(source: &Source<'_>) -> Result<Loaded> {
 
 fn mock(args: &cli::Serve) -> Result<(Engine, Served)> {
     let step = Duration::from_micros(args.server.mock_step_us);
-    let mut engine = mock::engine(Box::new(mock::MockForward::new(mock::limits(), step)))?;
+    let mut limits = mock::limits();
+    limits.max_model_len = args.engine.max_model_len.unwrap_or(limits.max_model_len);
+    limits.max_num_seqs = args.engine.max_num_seqs.unwrap_or(limits.max_num_seqs);
+    let mut engine = mock::engine(Box::new(mock::MockForward::new(limits, step)))?;
     engine.set_prefix_caching(args.engine.prefix_caching().unwrap_or(true));
     let encoder = mock::encoder(&engine);
     let card = ArtifactCard { target: MOCK.to_string(), ..ArtifactCard::default() };

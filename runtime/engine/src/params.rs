@@ -237,6 +237,8 @@ impl SamplingParams {
         check(self.max_tokens != Some(0), "max_tokens", 0, "at least 1")?;
         let most = self.max_tokens.unwrap_or(max_model_len);
         check(self.min_tokens <= most, "min_tokens", self.min_tokens, format!("at most max_tokens, which is {most}"))?;
+        let longest = format!("at most {max_model_len} (max_model_len)");
+        check(self.min_tokens <= max_model_len, "min_tokens", self.min_tokens, longest)?;
         for (name, value) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
             let v = value.unwrap_or(0);
             check(

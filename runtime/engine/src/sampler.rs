@@ -198,8 +198,12 @@ impl Sampler {
     /// The repetition penalty (Keskar et al., "CTRL", 2019) sees prompt and output; the others see the output.
     fn penalize(&self, logits: &mut [f32]) {
         let p = self.params();
-        let repeated =
-            |logit: f32| if logit > 0.0 { logit / p.repetition_penalty } else { logit * p.repetition_penalty };
+        // An overflow would make infinities, whose differences are no numbers; what is forbidden stays so.
+        let repeated = |logit: f32| match logit {
+            f32::NEG_INFINITY => logit,
+            l if l > 0.0 => (l / p.repetition_penalty).min(f32::MAX),
+            l => (l * p.repetition_penalty).max(f32::MIN),
+        };
         if p.repetition_penalty != 1.0 {
             let only_prompt = self.rules.prompt_tokens.iter().filter(|id| !self.counts.contains_key(id));
             for id in self.counts.keys().chain(only_prompt) {

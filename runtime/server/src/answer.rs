@@ -5,7 +5,7 @@
 use crate::{
     api::{
         ApiError,
-        completion::{PromptTokensDetails, StopReasonValue, Usage},
+        completion::{PromptLogprob, PromptLogprobs, PromptTokensDetails, StopReasonValue, Usage},
     },
     engine_loop::{EngineHandle, Job, Outputs},
     prompt::Prompt,
@@ -14,7 +14,6 @@ use crate::{
 use axum::http::StatusCode;
 use rvllm_engine::{Finish, FinishReason, Logprob, Logprobs, Output, SequenceOutput, StopReason};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 use std::{collections::HashSet, sync::Arc};
 
 /// Stands for the log-probability of what is impossible: JSON has no infinity.
@@ -237,10 +236,10 @@ pub fn likeliest(alternatives: &[Logprob], count: usize) -> Vec<&Logprob> {
 }
 
 /// vLLM's `prompt_logprobs`: at each position the alternatives by token id.
-pub fn prompt_logprobs(positions: &[Option<Logprobs>]) -> Vec<Option<Map<String, Value>>> {
+pub fn prompt_logprobs(positions: &[Option<Logprobs>]) -> PromptLogprobs {
     let entry = |l: &Logprob| {
-        let value = json!({"logprob": finite(l.logprob), "rank": l.rank, "decoded_token": l.decoded_token});
-        (l.token_id.to_string(), value)
+        let decoded_token = l.decoded_token.clone();
+        (l.token_id.to_string(), PromptLogprob { logprob: finite(l.logprob), rank: l.rank, decoded_token })
     };
     positions.iter().map(|position| position.as_ref().map(|all| all.iter().map(entry).collect())).collect()
 }

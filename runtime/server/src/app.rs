@@ -8,6 +8,7 @@ use crate::{
     engine_loop::EngineHandle,
     metrics::Metrics,
     model::Served,
+    openapi,
     prompt::Prompt,
     request_log::RequestLog,
     request_span::Trace,
@@ -25,7 +26,7 @@ use rvllm_engine::{Engine, SamplingParams, random};
 use std::{
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -63,6 +64,7 @@ pub struct App {
     traces: Option<Arc<Exporter>>,
     seed: u64,
     num_requests: AtomicU64,
+    openapi: OnceLock<String>,
 }
 
 impl App {
@@ -87,6 +89,7 @@ impl App {
             traces,
             seed,
             num_requests: AtomicU64::new(0),
+            openapi: OnceLock::new(),
         };
         Ok((Arc::new(app), thread))
     }
@@ -119,6 +122,11 @@ impl App {
     /// The metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// The description of the API, as JSON.
+    pub fn openapi(&self) -> &str {
+        self.openapi.get_or_init(|| openapi::describe(&self.served, &self.config, |path| self.is_open(path)))
     }
 
     /// The model that a request names, as it names it.
@@ -204,7 +212,10 @@ pub fn router(app: &Arc<App>) -> Router {
 }
 
 async fn nowhere(request: Request) -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", request.uri().path()))
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        format!("there is nothing at {} · help: /docs lists what there is", request.uri().path()),
+    )
 }
 
 async fn not_so(request: Request) -> ApiError {

@@ -18,7 +18,7 @@ use crate::{
     tools::{Choice, Tools},
 };
 use rvllm_engine::{Finish, FinishReason, Logprob, Logprobs, Output, SamplingParams, SequenceOutput};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Reads a request: what the engine does, and what becomes of it.
@@ -259,8 +259,7 @@ impl ChatWriter {
 
     fn add_prompt(&self, answer: &mut ChatCompletion, positions: Option<&[Option<Logprobs>]>) {
         let Some(prompt) = self.extras.prompts.first() else { return };
-        let shown: Option<Vec<Option<Map<String, Value>>>> = positions.map(prompt_logprobs);
-        answer.prompt_logprobs = shown.filter(|_| self.extras.prompt_logprobs);
+        answer.prompt_logprobs = positions.filter(|_| self.extras.prompt_logprobs).map(prompt_logprobs);
         answer.prompt_token_ids = self.extras.token_ids.then(|| prompt.token_ids.clone());
         answer.prompt_text = prompt.text.clone().filter(|_| self.extras.prompt_text);
     }

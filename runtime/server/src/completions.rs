@@ -14,7 +14,6 @@ use crate::{
     prompt::{self, Encoder, Prompt},
 };
 use rvllm_engine::{Logprob, Logprobs, Output, SamplingParams, SequenceOutput};
-use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// `max_tokens` of a completion that says none.
@@ -29,7 +28,7 @@ pub async fn prepare(app: &App, request: CompletionRequest, head: Head) -> Resul
     let echo = common.echo.unwrap_or(false);
     let mut params = sampling.over(&app.served().defaults)?;
     let n = params.n;
-    check(app, &own, &common, n)?;
+    check(app, &own, &common, &params)?;
     set_params(&mut params, &own, echo);
     params.structured_outputs = form.form()?.or(params.structured_outputs);
     let (logprobs, prompt_only, asked) = (own.logprobs.is_some(), own.max_tokens == Some(0), own.max_tokens);
@@ -47,11 +46,17 @@ pub async fn prepare(app: &App, request: CompletionRequest, head: Head) -> Resul
     Ok((job, CompletionWriter { head, extras, encoder, n, echo, prompt_only, beams, logprobs, offsets }))
 }
 
-fn check(app: &App, own: &CompletionFields, common: &Common, n: u32) -> Result<(), ApiError> {
+fn check(app: &App, own: &CompletionFields, common: &Common, params: &SamplingParams) -> Result<(), ApiError> {
+    let n = params.n;
     let (best_of, most) = (own.best_of.unwrap_or(n), app.config().max_n);
     app.check_n(n)?;
     if best_of < n || best_of > most {
         return Err(ApiError::field("best_of", format!("best_of is {best_of}, but must be from n, {n}, to {most}")));
+    }
+    if best_of > n && params.is_greedy() {
+        let message =
+            format!("best_of is {best_of}, but must be {n} when temperature is 0 (greedy answers are all the same)");
+        return Err(ApiError::field("best_of", message));
     }
     if best_of > n && common.stream.unwrap_or(false) {
         return Err(ApiError::field("best_of", "best_of cannot be streamed: the best is known when all have ended"));
@@ -202,10 +207,11 @@ impl CompletionWriter {
 
 fn push(all: &mut CompletionLogprobs, alternatives: &[Logprob], as_ids: bool) {
     let Some(token) = alternatives.first() else { return };
-    let entry = |l: &Logprob| (token_text(l, as_ids), Value::from(f64::from(finite(l.logprob))));
     all.tokens.push(token_text(token, as_ids));
     all.token_logprobs.push(Some(finite(token.logprob)));
-    all.top_logprobs.push(Some(alternatives.iter().map(entry).collect::<Map<String, Value>>()));
+    // Of tokens with one text the first is kept, which is the token itself or the likeliest.
+    let entries = alternatives.iter().rev().map(|l| (token_text(l, as_ids), finite(l.logprob)));
+    all.top_logprobs.push(Some(entries.collect()));
 }
 
 fn push_bare(all: &mut CompletionLogprobs, token: String) {

@@ -13,8 +13,8 @@ use crate::{
 };
 use serde_json::{Map, Value, json};
 
-/// Roles that OpenAI's API has; templates know what to make of them.
-const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+/// Most characters of a role.
+const MOST_ROLE: usize = 64;
 
 /// A conversation, ready to be rendered.
 #[derive(Clone, Debug)]
@@ -97,8 +97,8 @@ impl Turns {
 
 fn message((index, message): (usize, Message)) -> Result<Value, ApiError> {
     let Message { role, content, tool_calls, reasoning, reasoning_content, mut others } = message;
-    if !ROLES.contains(&role.as_str()) {
-        let text = format!("messages[{index}].role is {role:?}, but must be one of {}", ROLES.join(", "));
+    if !is_role(&role) {
+        let text = format!("messages[{index}].role is {role:?}, but must be a name such as user or assistant");
         return Err(ApiError::field(format!("messages[{index}].role"), text));
     }
     let text = content.map(|c| text(index, c)).transpose()?;
@@ -128,6 +128,13 @@ fn add_reasoning(message: &mut Map<String, Value>, thought: String, calls: bool)
     }
     message.insert("reasoning".to_string(), thought.clone().into());
     message.insert("reasoning_content".to_string(), thought.into());
+}
+
+/// Whether a text can be a role. Templates have roles of their own beside OpenAI's, and write them as they are: a role
+/// must not be able to end a turn.
+fn is_role(text: &str) -> bool {
+    let plain = |c: u8| c.is_ascii_alphanumeric() || b"_.-".contains(&c);
+    (1..=MOST_ROLE).contains(&text.len()) && text.bytes().all(plain)
 }
 
 fn text(index: usize, content: Content) -> Result<String, ApiError> {
@@ -219,7 +226,7 @@ mod tests {
     fn what_cannot_be_honoured_is_named() {
         let refused = |fields| turns(fields).unwrap_err().body().error.param.unwrap();
         assert_eq!(refused(json!({"messages": []})), "messages");
-        assert_eq!(refused(json!({"messages": [{"role": "robot"}]})), "messages[0].role");
+        assert_eq!(refused(json!({"messages": [{"role": "<|im_end|>"}]})), "messages[0].role");
         let image = json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]});
         assert_eq!(refused(image), "messages[0].content[0].type");
         let both = json!({"messages": [{"role": "user", "content": "x"}], "continue_final_message": true});

@@ -1,11 +1,23 @@
 //! `/openapi.json`, from the types that read requests, and `/docs`, which shows it.
+//!
+//! Invariants: it tells of this server: the names and bounds of the model that is served, whether a key is needed,
+//! whether unknown fields are refused.
 
-use crate::{api, routes};
-use std::sync::LazyLock;
+use crate::{
+    api::{self, bounds, refused},
+    config::Config,
+    model::Served,
+    routes,
+};
+use serde_json::{Value, json};
 use utoipa::OpenApi;
 
 /// The page at `/docs`.
 pub const PAGE: &str = include_str!("docs.html");
+/// The name of the key in the description.
+const KEY: &str = "api_key";
+/// Components of the schema that are whole bodies.
+const REQUESTS: [&str; 5] = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "TokenizeChat", "TokenizeText"];
 
 #[derive(OpenApi)]
 #[openapi(
@@ -27,9 +39,55 @@ pub const PAGE: &str = include_str!("docs.html");
 )]
 struct Api;
 
-/// The API's description.
-pub fn json() -> &'static str {
-    static JSON: LazyLock<String> =
-        LazyLock::new(|| serde_json::to_string(&Api::openapi()).unwrap_or_else(|e| e.to_string()));
-    &JSON
+/// The description of a server's API. `is_open` tells of the paths that need no key.
+pub fn describe(served: &Served, config: &Config, is_open: impl Fn(&str) -> bool) -> String {
+    // Types of the description have string keys and finite numbers, so each can be written.
+    let mut api = serde_json::to_value(Api::openapi()).unwrap_or_default();
+    bounds::complete(&mut api, served, config);
+    REQUESTS.iter().for_each(|name| tell_refusals(&mut api, name, config.strict));
+    operations(&mut api).for_each(|(_, operation)| tell_events(operation));
+    if config.has_keys() {
+        need_key(&mut api, is_open);
+    }
+    api.to_string()
+}
+
+/// Adds the fields that are taken only where they ask for nothing, and says whether there may be others.
+fn tell_refusals(api: &mut Value, request: &str, strict: bool) {
+    let Some(schema) = api.pointer_mut(&format!("/components/schemas/{request}")) else { return };
+    if let Some(fields) = schema["properties"].as_object_mut() {
+        for (name, taken) in refused::schemas() {
+            fields.entry(name).or_insert(taken);
+        }
+    }
+    schema["additionalProperties"] = json!(!strict);
+}
+
+/// Says which routes need a key, and what they answer without one.
+fn need_key(api: &mut Value, is_open: impl Fn(&str) -> bool) {
+    api["components"]["securitySchemes"] = json!({KEY: {"type": "http", "scheme": "bearer"}});
+    let refused = json!({"description": "no key, or a wrong one", "content": {"application/json":
+        {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}});
+    for (_, operation) in operations(api).filter(|(path, _)| !is_open(path)) {
+        operation["security"] = json!([{KEY: []}]);
+        operation["responses"]["401"] = refused.clone();
+    }
+}
+
+/// Each operation with its path.
+fn operations(api: &mut Value) -> impl Iterator<Item = (&str, &mut Value)> {
+    let paths = api["paths"].as_object_mut().into_iter().flatten();
+    paths.flat_map(|(path, all)| all.as_object_mut().into_iter().flatten().map(move |(_, o)| (path.as_str(), o)))
+}
+
+/// Says what the events of a stream are: the answer's pieces, an error, and the end.
+fn tell_events(operation: &mut Value) {
+    let Some(answers) = operation.pointer_mut("/responses/200/content") else { return };
+    let piece = answers["application/json"]["schema"].clone();
+    if let Some(stream) = answers.get_mut("text/event-stream") {
+        let any = json!({"anyOf": [piece, {"$ref": "#/components/schemas/ErrorBody"}]});
+        let json = json!({"type": "string", "contentMediaType": "application/json", "contentSchema": any});
+        let data = json!({"anyOf": [{"const": "[DONE]"}, json]});
+        stream["schema"] = json!({"type": "object", "required": ["data"], "properties": {"data": data}});
+    }
 }

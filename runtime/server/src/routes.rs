@@ -4,6 +4,7 @@ use crate::{
     answer::{Head, Running, Writer},
     api::{
         ApiError, Request,
+        bounds::ModelName,
         chat::{ChatCompletion, ChatRequest},
         completion::{Common, Completion, CompletionRequest},
         error::ErrorBody,
@@ -72,8 +73,8 @@ async fn docs_page() -> Html<&'static str> {
     Html(openapi::PAGE)
 }
 
-async fn openapi_json() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], openapi::json()).into_response()
+async fn openapi_json(State(app): Shared) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], app.openapi().to_string()).into_response()
 }
 
 /// Whether the process lives and its engine has not failed.
@@ -123,7 +124,7 @@ pub async fn models(State(app): Shared) -> Json<ModelList> {
 }
 
 /// A model that is served.
-#[utoipa::path(get, path = "/v1/models/{model}", params(("model" = String, Path, description = "its name")), responses(
+#[utoipa::path(get, path = "/v1/models/{model}", params(("model" = ModelName, Path, description = "its name")), responses(
     (status = 200, body = ModelCard), (status = 404, description = "it is not served", body = ErrorBody)))]
 pub async fn model(State(app): Shared, Path(name): Path<String>) -> Result<Json<ModelCard>, ApiError> {
     Ok(Json(card(&app, &app.model(Some(&name))?)))

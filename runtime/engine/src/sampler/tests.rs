@@ -148,6 +148,21 @@ fn changes_come_in_vllms_order() {
 }
 
 #[test]
+fn the_strongest_penalties_leave_numbers() {
+    for repetition_penalty in [f32::MIN_POSITIVE, f32::MAX] {
+        let params = SamplingParams { repetition_penalty, top_k: 3, ..SamplingParams::default() };
+        let mut s = with_rules(params, |r| r.prompt_tokens = HashSet::from([0, 1, 2, 3]));
+        for _ in 0..4 {
+            assert!(sample(&mut s, &[9.0, 1e-3, -5.0, 0.0]) < 4);
+        }
+        let mut changed = vec![];
+        s.change(&[9.0, -5.0, f32::NEG_INFINITY, 0.0], &mut changed);
+        assert!(changed.iter().all(|l| l.is_finite() || *l == f32::NEG_INFINITY), "{changed:?}");
+        assert_eq!(changed[2], f32::NEG_INFINITY, "what is forbidden stays so");
+    }
+}
+
+#[test]
 fn a_bad_word_is_never_completed() {
     let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let mut s = with_rules(params, |r| r.bad_words = vec![vec![1], vec![2, 3, 3]]);

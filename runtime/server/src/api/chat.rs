@@ -2,7 +2,8 @@
 
 use super::{
     ApiError,
-    completion::{Common, StopReasonValue, Usage},
+    bounds::PositiveTokens,
+    completion::{Common, PromptLogprobs, StopReasonValue, Usage},
     request::{Request, merged, names, part},
     sampling::Sampling,
     structured::FormFields,
@@ -43,7 +44,8 @@ pub struct ContentPart {
 /// A message. Fields beside these reach the chat template as they are.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct Message {
-    /// `system`, `developer`, `user`, `assistant`, `tool`.
+    /// `system`, `developer`, `user`, `assistant`, `tool`, or another that the chat template knows.
+    #[schema(pattern = "^[A-Za-z0-9_.-]{1,64}$")]
     pub role: String,
     /// What it says.
     #[serde(default)]
@@ -90,8 +92,10 @@ pub struct ConversationFields {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ChatFields {
     /// Most tokens of an answer; as many as fit where absent. The older name of `max_completion_tokens`.
+    #[schema(value_type = Option<PositiveTokens>)]
     pub max_tokens: Option<u32>,
     /// Most tokens of an answer; as many as fit where absent.
+    #[schema(value_type = Option<PositiveTokens>)]
     pub max_completion_tokens: Option<u32>,
     /// Reports log-probabilities.
     pub logprobs: Option<bool>,
@@ -291,7 +295,7 @@ pub struct ChatCompletion {
     pub usage: Option<Usage>,
     /// Log-probabilities of the prompt: by token id, null first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+    pub prompt_logprobs: Option<PromptLogprobs>,
     /// Tokens of the prompt, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<Vec<u32>>,

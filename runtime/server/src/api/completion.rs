@@ -2,13 +2,14 @@
 
 use super::{
     ApiError,
+    bounds::{ModelName, NumAnswers, NumTokens, TruncatedLength},
     request::{self, Request, merged, names, part},
     sampling::Sampling,
     structured::FormFields,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use std::sync::LazyLock;
+use serde_json::Value;
+use std::{collections::BTreeMap, sync::LazyLock};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{RefOr, Schema},
@@ -53,6 +54,7 @@ pub enum TruncationSide {
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct Common {
     /// The model's name; the first that is served where absent.
+    #[schema(value_type = Option<ModelName>)]
     pub model: Option<String>,
     /// Sends the answer in pieces, as server-sent events.
     pub stream: Option<bool>,
@@ -61,7 +63,7 @@ pub struct Common {
     /// Puts the prompt, or the last message that the answer continues, before the answer.
     pub echo: Option<bool>,
     /// Keeps only this many tokens of the prompt; -1 is as many as fit.
-    #[schema(minimum = -1)]
+    #[schema(value_type = Option<TruncatedLength>)]
     pub truncate_prompt_tokens: Option<i64>,
     /// Which end of the prompt goes.
     pub truncation_side: Option<TruncationSide>,
@@ -82,12 +84,13 @@ pub struct CompletionFields {
     /// What to continue: texts or tokens.
     pub prompt: Prompts,
     /// Most tokens of an answer; 16 where absent. 0 only with echo.
+    #[schema(value_type = Option<NumTokens>)]
     pub max_tokens: Option<u32>,
     /// Alternatives reported for each token.
     #[schema(minimum = -1, maximum = 20)]
     pub logprobs: Option<i32>,
     /// Answers computed, of which the `n` most likely are given.
-    #[schema(minimum = 1)]
+    #[schema(value_type = Option<NumAnswers>)]
     pub best_of: Option<u32>,
     /// Adds the tokens that the model puts around a text; true where absent.
     pub add_special_tokens: Option<bool>,
@@ -178,6 +181,20 @@ pub enum StopReasonValue {
     Text(String),
 }
 
+/// Log-probabilities of a prompt: at each position the alternatives by token id; none at the first.
+pub type PromptLogprobs = Vec<Option<BTreeMap<String, PromptLogprob>>>;
+
+/// An alternative at a position of a prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct PromptLogprob {
+    /// Natural logarithm; -9999 where it is impossible.
+    pub logprob: f32,
+    /// 1 for the likeliest.
+    pub rank: u32,
+    /// The token's text.
+    pub decoded_token: Option<String>,
+}
+
 /// Log-probabilities of a completion's tokens, one entry for each.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct CompletionLogprobs {
@@ -188,7 +205,7 @@ pub struct CompletionLogprobs {
     /// Texts of the tokens.
     pub tokens: Vec<String>,
     /// The likeliest tokens there, by text.
-    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    pub top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
 }
 
 /// One answer.
@@ -206,7 +223,7 @@ pub struct CompletionChoice {
     pub stop_reason: Option<StopReasonValue>,
     /// Log-probabilities of the prompt: by token id, null first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+    pub prompt_logprobs: Option<PromptLogprobs>,
     /// Tokens of the answer, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,

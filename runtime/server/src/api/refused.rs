@@ -2,7 +2,7 @@
 //! by name.
 
 use super::ApiError;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A field, and the values of it that ask for nothing.
 pub struct Rule {
@@ -63,6 +63,11 @@ const RULES: &[Rule] = &[
     rule("watermarking", Neutral::Null),
 ];
 
+/// Each field with the schema of the values of it that are taken.
+pub fn schemas() -> impl Iterator<Item = (&'static str, Value)> {
+    RULES.iter().map(|rule| (rule.name, rule.neutral.schema(rule.name)))
+}
+
 /// The rule about a field.
 pub fn rule_of(name: &str) -> Option<&'static Rule> {
     RULES.iter().find(|r| r.name == name)
@@ -93,6 +98,27 @@ impl Neutral {
             Neutral::Text(texts) => value.as_str().is_some_and(|v| texts.contains(&v)),
             Neutral::Texts(text) => value.as_array().is_some_and(|all| all.iter().all(|v| v == text)),
         }
+    }
+}
+
+impl Neutral {
+    fn schema(&self, name: &str) -> Value {
+        let mut schema = match self {
+            Neutral::Any => return json!({"description": "A label: it changes no answer."}),
+            Neutral::Null => json!({"type": "null"}),
+            Neutral::False => json!({"enum": [false, null]}),
+            Neutral::Empty => {
+                let lists = [json!({"type": "array", "maxItems": 0}), json!({"type": "object", "maxProperties": 0})];
+                json!({"anyOf": [{"enum": [false, null]}, lists[0], lists[1]]})
+            }
+            Neutral::Number(n) => json!({"enum": [n, null]}),
+            Neutral::Text(texts) => {
+                json!({"enum": texts.iter().map(|t| json!(t)).chain([Value::Null]).collect::<Vec<_>>()})
+            }
+            Neutral::Texts(text) => json!({"type": ["array", "null"], "items": {"const": text}}),
+        };
+        schema["description"] = format!("{name} is not supported by this server: {self}.").into();
+        schema
     }
 }
 

@@ -1,8 +1,8 @@
 //! Bodies to requests: every field is read by its type, refused by name, or reported as unknown.
 //!
-//! Invariants: a null is the same as an absent field; the schema that `/openapi.json` shows is what is read here.
+//! Invariants: a null is the same as an absent field, and `3.0` the same as `3` where an integer is read; the schema that `/openapi.json` shows is what is read here.
 
-use super::{ApiError, refused};
+use super::{ApiError, number::integral, refused};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use utoipa::{
@@ -38,7 +38,8 @@ pub struct Parsed<T> {
 pub fn parse<T: Request>(body: &[u8], strict: bool) -> Result<Parsed<T>, ApiError> {
     let fields: Map<String, Value> = serde_json::from_slice(body)
         .map_err(|e| ApiError::bad_request(format!("the body is not a JSON object that can be read: {e}")))?;
-    let fields: Map<String, Value> = fields.into_iter().filter(|(_, v)| !v.is_null()).collect();
+    let given = fields.into_iter().filter(|(_, v)| !v.is_null());
+    let fields: Map<String, Value> = given.map(|(name, value)| (name, integral(value))).collect();
     let unknown = unknown_fields::<T>(&fields)?;
     if let Some(name) = unknown.first().filter(|_| strict) {
         return Err(ApiError::field(name, format!("{name} is not a field of this request (--strict)")));

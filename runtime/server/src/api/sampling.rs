@@ -2,67 +2,83 @@
 //!
 //! Invariants: what is absent leaves the server's default alone.
 
-use super::ApiError;
+use super::{
+    ApiError,
+    bounds::{LogitBias, NumAnswers, NumTokens, Seed, TokenId, Word},
+    number,
+};
 use rvllm_engine::SamplingParams;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// Most texts of `stop` and `bad_words`, and most tokens with a bias.
-const MOST_ENTRIES: usize = 1024;
+pub(super) const MOST_ENTRIES: usize = 1024;
 /// Most bytes of all texts of `stop`, or of `bad_words`.
-const MOST_TEXT: usize = 1 << 16;
+pub(super) const MOST_TEXT: usize = 1 << 16;
 
 /// How tokens are chosen and when an answer ends.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct Sampling {
     /// Answers to each prompt; under beam search also the number of beams.
-    #[schema(minimum = 1)]
+    #[schema(value_type = Option<NumAnswers>)]
     pub n: Option<u32>,
     /// Looks for the likeliest answers instead of drawing them: temperature, top_p, top_k, min_p and seed have no say. A
     /// stream has each answer whole.
     pub use_beam_search: Option<bool>,
     /// Beams are ranked by log-probability / length ^ this, the prompt counted; only with use_beam_search.
+    #[serde(default, deserialize_with = "number::float")]
     pub length_penalty: Option<f32>,
     /// Divides the logits; 0 is greedy.
     #[schema(minimum = 0.0)]
+    #[serde(default, deserialize_with = "number::float")]
     pub temperature: Option<f32>,
     /// Mass of the most likely tokens that are kept.
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
+    #[serde(default, deserialize_with = "number::float")]
     pub top_p: Option<f32>,
     /// Number of most likely tokens that are kept; 0 and -1 keep all.
-    #[schema(minimum = -1)]
+    #[schema(minimum = -1, maximum = 2147483647)]
     pub top_k: Option<i32>,
     /// Least probability kept, relative to the most likely token's.
     #[schema(minimum = 0.0, maximum = 1.0)]
+    #[serde(default, deserialize_with = "number::float")]
     pub min_p: Option<f32>,
     /// Divides positive and multiplies negative logits of tokens that prompt or answer have; 1 is off.
     #[schema(exclusive_minimum = 0.0)]
+    #[serde(default, deserialize_with = "number::float")]
     pub repetition_penalty: Option<f32>,
     /// Subtracted from logits of tokens that the answer has.
     #[schema(minimum = -2.0, maximum = 2.0)]
+    #[serde(default, deserialize_with = "number::float")]
     pub presence_penalty: Option<f32>,
     /// Subtracted once for each time that the answer has the token.
     #[schema(minimum = -2.0, maximum = 2.0)]
+    #[serde(default, deserialize_with = "number::float")]
     pub frequency_penalty: Option<f32>,
     /// Added to the logits of these tokens.
+    #[schema(value_type = Option<LogitBias>)]
     pub logit_bias: Option<BTreeMap<u32, f32>>,
     /// Makes the answer repeatable; -1 is a random one.
-    #[schema(minimum = -1)]
+    #[schema(value_type = Option<Seed>)]
     pub seed: Option<i64>,
     /// Texts that end an answer.
     pub stop: Option<Texts>,
     /// Tokens that end an answer, beside the model's own.
+    #[schema(value_type = Option<Vec<TokenId>>, max_items = 1024)]
     pub stop_token_ids: Option<Vec<u32>>,
     /// Keeps what ended an answer in its text.
     pub include_stop_str_in_output: Option<bool>,
     /// Tokens before which nothing ends an answer.
+    #[schema(value_type = Option<NumTokens>)]
     pub min_tokens: Option<u32>,
     /// Goes on after the model's end token.
     pub ignore_eos: Option<bool>,
     /// Texts that are not written.
+    #[schema(value_type = Option<Vec<Word>>, max_items = 1024)]
     pub bad_words: Option<Vec<String>>,
     /// The only tokens that may be chosen.
+    #[schema(value_type = Option<Vec<TokenId>>, min_items = 1)]
     pub allowed_token_ids: Option<Vec<u32>>,
     /// Alternatives reported for each token of the prompt.
     #[schema(minimum = -1, maximum = 20)]
@@ -72,6 +88,7 @@ pub struct Sampling {
     /// Puts spaces between adjacent special tokens.
     pub spaces_between_special_tokens: Option<bool>,
     /// Smaller is served first.
+    #[schema(minimum = -2147483648, maximum = 2147483647)]
     pub priority: Option<i32>,
     /// Shares cached prefixes only with requests that bring the same text.
     #[schema(min_length = 1)]

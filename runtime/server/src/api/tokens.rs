@@ -2,6 +2,7 @@
 
 use super::{
     ApiError,
+    bounds::{ModelName, TokenId},
     chat::ConversationFields,
     request::{Request, merged, names, part},
 };
@@ -11,13 +12,14 @@ use serde_json::Value;
 use std::sync::LazyLock;
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{RefOr, Schema},
+    openapi::{Object, OneOfBuilder, Ref, RefOr, Schema, Type},
 };
 
 /// Fields of `/tokenize` for a text.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct TokenizeFields {
     /// The model's name.
+    #[schema(value_type = Option<ModelName>)]
     pub model: Option<String>,
     /// The text; or `messages` instead.
     pub prompt: Option<String>,
@@ -40,19 +42,38 @@ fn schemas() -> [RefOr<Schema>; 2] {
     [TokenizeFields::schema(), ConversationFields::schema()]
 }
 
+/// A body that has the fields of `parts`, needs `needed` and must not have `other`.
+fn either(parts: &[RefOr<Schema>], needed: &str, other: &str, description: &str) -> RefOr<Schema> {
+    let mut schema = merged(parts, description);
+    if let RefOr::T(Schema::Object(object)) = &mut schema {
+        object.properties.insert(other.to_string(), Object::with_type(Type::Null).into());
+        object.required = vec![needed.to_string()];
+    }
+    schema
+}
+
+fn text_schema() -> RefOr<Schema> {
+    let mut schema = either(&schemas()[..1], "prompt", "messages", "A text to turn into tokens.");
+    if let RefOr::T(Schema::Object(object)) = &mut schema {
+        object.properties.insert("prompt".to_string(), Object::with_type(Type::String).into());
+    }
+    schema
+}
+
 impl PartialSchema for TokenizeRequest {
     fn schema() -> RefOr<Schema> {
-        let mut schema = merged(&schemas(), "A text or a conversation to turn into tokens.");
-        if let RefOr::T(Schema::Object(object)) = &mut schema {
-            object.required.clear();
-        }
-        schema
+        let shape = Ref::from_schema_name;
+        OneOfBuilder::new().item(shape("TokenizeText")).item(shape("TokenizeChat")).into()
     }
 }
 
 impl ToSchema for TokenizeRequest {
     fn schemas(all: &mut Vec<(String, RefOr<Schema>)>) {
+        TokenizeFields::schemas(all);
         ConversationFields::schemas(all);
+        all.push(("TokenizeText".to_string(), text_schema()));
+        let chat = either(&schemas(), "messages", "prompt", "A conversation to turn into tokens.");
+        all.push(("TokenizeChat".to_string(), chat));
     }
 }
 
@@ -89,8 +110,10 @@ pub struct TokenizeResponse {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct DetokenizeRequest {
     /// The model's name.
+    #[schema(value_type = Option<ModelName>)]
     pub model: Option<String>,
     /// The tokens.
+    #[schema(value_type = Vec<TokenId>)]
     pub tokens: Vec<u32>,
 }
 

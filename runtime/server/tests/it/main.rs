@@ -8,6 +8,7 @@ mod guards;
 mod lifecycle;
 mod metrics;
 mod refusals;
+mod schema;
 mod script;
 mod structured;
 mod tls;

@@ -97,7 +97,7 @@ impl LoadedKernel {
     ) -> Result<Ready, CudaError> {
         let launch = &self.0.launch;
         let maps = launch.tensor_maps.iter().map(|map| self.0.encode(map, tensors, most)).collect::<Result<_, _>>()?;
-        let ctas = programs.checked_mul(launch.ctas_per_program.into()).unwrap_or(u64::MAX);
+        let ctas = programs.saturating_mul(launch.ctas_per_program.into());
         let ctas = launch.max_ctas.map_or(ctas, |most| ctas.min(most.into()));
         // The extent of a grid is a whole number of clusters.
         let ctas = ctas.checked_next_multiple_of(launch.cluster.into()).and_then(|n| u32::try_from(n).ok());
