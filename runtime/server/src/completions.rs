@@ -53,7 +53,7 @@ fn check(app: &App, own: &CompletionFields, common: &Common, params: &SamplingPa
     if best_of < n || best_of > most {
         return Err(ApiError::field("best_of", format!("best_of is {best_of}, but must be from n, {n}, to {most}")));
     }
-    if best_of > n && params.is_greedy() {
+    if best_of > n && params.is_greedy() && !params.use_beam_search {
         let message =
             format!("best_of is {best_of}, but must be {n} when temperature is 0 (greedy answers are all the same)");
         return Err(ApiError::field("best_of", message));

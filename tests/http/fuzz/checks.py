@@ -26,6 +26,7 @@ REASONS = {
     "min_tokens": lambda b, m: b["min_tokens"] > given(b, "max_completion_tokens", given(b, "max_tokens", ANSWER)) and "at most max_tokens" in m,
     "n": lambda b, m: given(b, "n", 1) > 1 and b.get("temperature") == 0,
     "best_of": lambda b, m: b["best_of"] < given(b, "n", 1) or b.get("temperature") == 0 or bool(b.get("stream")),
+    "length_penalty": lambda b, m: not b.get("use_beam_search"),
     "stream_options": lambda b, m: not b.get("stream"),
     "top_logprobs": lambda b, m: not b.get("logprobs"),
     "continue_final_message": lambda b, m: given(b, "add_generation_prompt", True) or "does not show" in m,
