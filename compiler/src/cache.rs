@@ -83,6 +83,10 @@ fn key(options: &Options, model: &Model, targets: &[Target], dir: &Path, progres
     }
     hash.add(settings(options).as_bytes());
     hash.add(format!("{targets:?}").as_bytes());
+    if targets.iter().any(|t| t.gpu.is_some()) {
+        let assembler = rvllm_mlir::assembler().map_or("none", |a| &a.version);
+        hash.add(assembler.as_bytes());
+    }
     hash.add(model.name.as_bytes());
     for (name, bytes) in &model.files {
         hash.add(name.as_bytes());

@@ -6,7 +6,8 @@
 //! - a compile that fails or is stopped leaves no file.
 
 use crate::{
-    codegen, emit,
+    codegen::{self, ObjectCode},
+    emit,
     error::{Error, Result},
     import::{self, Model},
     limits::limits,
@@ -138,12 +139,13 @@ impl<'a> Compilation<'a> {
         codegen::check(&program.kernels)?;
         codegen::dump(&program.kernels, target, &self.options.emit, self.progress)?;
         let memory = plan_memory(&program, &self.limits);
-        let plan = emit::plan(&program, &memory, &self.limits);
         self.progress.phase(Phase::Kernels, program.kernels.len() as u64);
-        let object = match self.options.artifact {
-            true => codegen::shared_object(&program.kernels, target, self.progress)?,
-            false => vec![],
+        let code = match self.options.artifact {
+            true => codegen::object_code(&program.kernels, target, self.progress)?,
+            false => ObjectCode::default(),
         };
+        let ObjectCode { bytes: object, gpu } = code;
+        let plan = emit::plan(&program, &memory, &self.limits, gpu);
         Ok(Lowered { target: target.clone(), program, plan, object })
     }
 
@@ -264,6 +266,19 @@ fn target_report(lowered: &Lowered) -> TargetReport {
         launches: lowered.plan.launches.len(),
         kernel_bytes: lowered.object.len() as u64,
         arena_bytes: lowered.plan.arena_bytes,
+        assembler: lowered.target.gpu.as_ref().map(|_| assembler()),
+    }
+}
+
+/// What assembles a GPU's code on this machine.
+fn assembler() -> String {
+    match rvllm_mlir::assembler() {
+        Some(tool) => format!("ptxas {}", tool.version),
+        None => {
+            "no ptxas found: PTX, which the driver compiles at load · help: install CUDA's nvcc or the Python package \
+                 nvidia-cuda-nvcc, or set RVLLM_PTXAS"
+                .to_string()
+        }
     }
 }
 

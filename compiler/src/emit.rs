@@ -1,16 +1,20 @@
 //! From the compiler's types to the artifact's: every struct and enum is taken apart exhaustively, so that a field
 //! added on either side does not compile until it is emitted.
 
+pub(crate) mod gpu;
+
 use crate::{
     passes::plan_memory::{Memory, Place},
     program::{self, Limits, Program},
 };
-use rvllm_artifact::{manifest, plan, recipe};
+use rvllm_artifact::{gpu::GpuKernel, manifest, plan, recipe};
 use rvllm_ir::{DType, Expr, Sym, graph::Input, recipe::Recipe, tile::Kernel};
 use std::collections::BTreeMap;
 
 /// The plan of a placed program.
-pub fn plan(program: &Program, memory: &Memory, limits: &Limits) -> plan::Plan {
+///
+/// `gpu` says for each kernel how a GPU launches it; it is shorter, or empty, where none does.
+pub fn plan(program: &Program, memory: &Memory, limits: &Limits, gpu: Vec<Option<GpuKernel>>) -> plan::Plan {
     let Program { kernels, buffers, weights, launches, outputs, query_tile, kv_cache: _ } = program;
     let Limits { max_model_len: _, max_num_batched_tokens, max_num_seqs, max_logits } = *limits;
     let Memory { arena_bytes, places } = memory;
@@ -23,7 +27,7 @@ pub fn plan(program: &Program, memory: &Memory, limits: &Limits) -> plan::Plan {
         arena_bytes: *arena_bytes,
         buffers: buffers.iter().zip(places).map(|(b, p)| buffer(b, p)).collect(),
         weights: weights.iter().map(weight).collect(),
-        kernels: kernels.iter().map(kernel).collect(),
+        kernels: kernels.iter().zip(gpu.into_iter().chain(std::iter::repeat(None))).map(kernel).collect(),
         launches: launches.iter().map(|l| launch(l, kernels)).collect(),
         outputs: plan::Outputs { logits, max, logsumexp, block_max },
     }
@@ -46,12 +50,12 @@ fn weight(weight: &program::Weight) -> plan::Weight {
     plan::Weight { name: name.clone(), dtype: dtype(*of), shape, recipe: self::recipe(recipe) }
 }
 
-fn kernel(kernel: &Kernel) -> plan::Kernel {
+pub(crate) fn kernel((kernel, gpu): (&Kernel, Option<GpuKernel>)) -> plan::Kernel {
     plan::Kernel {
         symbol: kernel.name.clone(),
         tensors: int(kernel.params.len()),
         symbols: kernel.symbols().into_iter().map(symbol).collect(),
-        gpu: None,
+        gpu,
     }
 }
 
@@ -166,12 +170,16 @@ pub(crate) fn kv_cache(cache: &program::KvCache) -> manifest::KvCache {
 /// The manifest's entry of a target.
 pub(crate) fn target(target: &rvllm_targets::Target) -> manifest::Target {
     let name = &target.name;
+    let (features, suffix) = match target.gpu {
+        Some(_) => (vec![target.cpu.clone()], "bin"),
+        None => (target.requires.clone(), "so"),
+    };
     manifest::Target {
         name: name.clone(),
         arch: target.arch.name().to_string(),
-        features: target.requires.clone(),
+        features,
         plan: format!("plans/{name}.json"),
-        kernels: format!("kernels/{name}.so"),
+        kernels: format!("kernels/{name}.{suffix}"),
     }
 }
 

@@ -27,6 +27,7 @@ pub mod program;
 pub mod progress;
 pub mod report;
 
+pub use codegen::gpu_kernels;
 pub use compile::{compile, targets};
 pub use emit::plan as emit_plan;
 pub use error::{Error, Result};

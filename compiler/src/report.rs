@@ -41,4 +41,6 @@ pub struct TargetReport {
     pub kernel_bytes: u64,
     /// Size of the arena.
     pub arena_bytes: u64,
+    /// For a GPU what assembled the code: `ptxas 13.0.88`, or that nothing did.
+    pub assembler: Option<String>,
 }

@@ -20,6 +20,8 @@ const LOWEST: f32 = -1e30;
 pub struct LogitStats {
     /// V: logits of a row.
     pub vocab: usize,
+    /// Runs of [`BLOCK`] logits per iteration.
+    pub runs: usize,
 }
 
 /// Parameters: logits `[L, V]f32`, max `[L]f32`, logsumexp `[L]f32`, block_max `[L, ceil(V/256)]f32`: what greedy choice,
@@ -36,12 +38,16 @@ pub fn logit_stats(name: &str, s: &LogitStats) -> Kernel {
 
     let row = k.grid("row", Sym::L);
     let (m, l) = (k.full(LOWEST, &[]), k.full(0.0, &[]));
-    let state = k.fold(blocks, 1, &[m, l], |k, i, state| {
-        let first = k.scale(i, BLOCK);
-        let x = k.load(logits, &[row, first], &[BLOCK]);
+    let width = BLOCK * s.runs;
+    let state = k.fold(blocks.div_ceil(s.runs), 1, &[m, l], |k, i, state| {
+        let first = k.scale(i, width);
+        let x = k.load(logits, &[row, first], &[width]);
         let x = mask(k, s, first, x);
-        let largest = k.reduce(ReduceOp::Max, x, 0);
-        k.store(block_max, &[row, i], largest);
+        let by_run = if s.runs == 1 { x } else { k.reshape(x, &[s.runs, BLOCK]) };
+        let maxima = k.reduce(ReduceOp::Max, by_run, usize::from(s.runs > 1));
+        let run = k.scale(i, s.runs);
+        k.store(block_max, &[row, run], maxima);
+        let largest = if s.runs == 1 { maxima } else { k.reduce(ReduceOp::Max, maxima, 0) };
         update(k, [state[0], state[1]], largest, x)
     });
     let (m, l) = (state[0], state[1]);
@@ -54,13 +60,14 @@ pub fn logit_stats(name: &str, s: &LogitStats) -> Kernel {
 
 /// -inf past the vocabulary's end, where a load gives zeros.
 fn mask(k: &mut KernelBuilder, s: &LogitStats, first: Val, x: Val) -> Val {
-    if s.vocab.is_multiple_of(BLOCK) {
+    let width = BLOCK * s.runs;
+    if s.vocab.is_multiple_of(width) {
         return x;
     }
-    let id = k.iota(first, 1, BLOCK);
+    let id = k.iota(first, 1, width);
     let vocab = k.index(s.vocab as i64);
-    let end = k.iota(vocab, BLOCK, BLOCK); // the same number everywhere
-    let none = k.full(f32::NEG_INFINITY, &[BLOCK]);
+    let end = k.iota(vocab, width, width); // the same number everywhere
+    let none = k.full(f32::NEG_INFINITY, &[width]);
     k.select(Cmp::Lt, id, end, x, none)
 }
 
@@ -69,7 +76,8 @@ fn update(k: &mut KernelBuilder, [m, l]: [Val; 2], largest: Val, x: Val) -> Vec<
     let new = k.map(Max, &[m, largest]);
     let change = k.map(Sub, &[m, new]);
     let alpha = k.map(Exp, &[change]);
-    let shift = k.broadcast(new, 0, BLOCK, Layout::Reg);
+    let width = k.tile(x).shape[0];
+    let shift = k.broadcast(new, 0, width, Layout::Reg);
     let below = k.map(Sub, &[x, shift]);
     let p = k.map(Exp, &[below]);
     let sum = k.reduce(ReduceOp::Sum, p, 0);

@@ -4,6 +4,7 @@
 
 use crate::{bench::Bench, run_batch, sampling::Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rvllm_engine::DeviceChoice;
 use rvllm_server::{tls::CertReqs, traces::Uri};
 use std::{ffi::OsString, path::PathBuf, sync::LazyLock};
 
@@ -322,7 +323,13 @@ pub enum LogFormat {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Engine")]
 pub struct Engine {
-    /// Threads of the CPU device [default: one per core]
+    /// What runs the model: auto, cpu, cuda, or cuda:N for one of several GPUs [default: auto]
+    #[arg(long, value_name = "DEVICE", value_parser = parse_device, default_value = "auto", hide_default_value = true)]
+    pub device: DeviceChoice,
+    /// Launch a GPU's kernels one by one, without graphs
+    #[arg(long)]
+    pub enforce_eager: bool,
+    /// Threads of the CPU device, and of loading [default: one per core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Most sequences that run at a time [default: what the artifact allows]
@@ -337,7 +344,8 @@ pub struct Engine {
     /// Memory of the KV cache: 2GiB, 500MB, or bytes
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub kv_cache_memory_bytes: Option<u64>,
-    /// Share that the KV cache may take of the memory which weights and arena leave [default: 0.5]
+    /// Share of a GPU's memory to use [default: 0.9]; on a CPU that which the KV cache may take of the memory that weights
+    /// and arena leave [default: 0.5]
     #[arg(long, value_name = "X", conflicts_with = "kv_cache_memory_bytes")]
     pub gpu_memory_utilization: Option<f32>,
     /// Keep computed KV for prompts that begin alike; this is the default
@@ -418,6 +426,19 @@ fn parse_cert_reqs(text: &str) -> Result<CertReqs, String> {
 fn parse_seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|s: &f64| (0.0..=1e9).contains(s));
     seconds.ok_or_else(|| format!("`{text}` is no time; write seconds, such as 30 or 0.5"))
+}
+
+/// `auto`, `cpu`, `cuda`, `cuda:1`.
+fn parse_device(text: &str) -> Result<DeviceChoice, String> {
+    match text.split_once(':').unwrap_or((text, "")) {
+        ("auto", "") => Ok(DeviceChoice::Auto),
+        ("cpu", "") => Ok(DeviceChoice::Cpu),
+        ("cuda" | "gpu", "") => Ok(DeviceChoice::Cuda(0)),
+        ("cuda" | "gpu", ordinal) => {
+            ordinal.parse().map(DeviceChoice::Cuda).map_err(|_| format!("no number of a GPU: {ordinal}"))
+        }
+        _ => Err("expected auto, cpu, cuda or cuda:N".to_string()),
+    }
 }
 
 /// Reads `16GiB`, `16G` (both binary), `16GB` (decimal), or bytes.

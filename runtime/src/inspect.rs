@@ -6,9 +6,11 @@ use crate::{cli, model::dtype_name};
 use anyhow::{Context, Result};
 use rvllm_artifact::{
     Artifact, cpu,
-    manifest::{KvCache, Model, Target, Weights},
+    gpu::GpuKernel,
+    manifest::{KvCache, Model, NVPTX, Target, Weights},
     plan::Plan,
 };
+use rvllm_engine::device::cuda;
 use serde::Serialize;
 use std::{env, io, io::Write};
 
@@ -77,6 +79,9 @@ pub struct TargetReport<'a> {
     /// The kernels' symbols, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernels: Option<Vec<&'a str>>,
+    /// What each kernel takes of a GPU, in the same order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_kernels: Option<Vec<&'a GpuKernel>>,
 }
 
 /// Where memory goes, in bytes.
@@ -147,11 +152,13 @@ impl<'a> Report<'a> {
 impl<'a> TargetReport<'a> {
     fn new(artifact: &'a Artifact, target: &'a Target, args: &cli::Inspect) -> Result<TargetReport<'a>> {
         let plan = artifact.plan(target)?;
-        let lacks = |f: &&str| !cpu::has_feature(f);
-        let missing: Vec<&str> = target.features.iter().map(String::as_str).filter(lacks).collect();
+        let on_gpu = target.arch == NVPTX;
+        let gpu = if on_gpu { cuda::probe(0, "the target").ok() } else { None };
+        let has = |f: &str| gpu.as_ref().map_or_else(|| cpu::has_feature(f), |gpu| gpu.runs(f));
+        let missing: Vec<&str> = target.features.iter().map(String::as_str).filter(|f| !has(f)).collect();
         Ok(TargetReport {
             target,
-            fits: target.arch == env::consts::ARCH && missing.is_empty(),
+            fits: (target.arch == env::consts::ARCH || gpu.is_some()) && missing.is_empty(),
             missing,
             kernel_bytes: artifact.kernels(target)?.len(),
             arena_bytes: plan.arena_bytes,
@@ -162,6 +169,7 @@ impl<'a> TargetReport<'a> {
             max_num_seqs: plan.max_num_seqs,
             plan: args.plan.then_some(plan),
             kernels: args.kernels.then(|| plan.kernels.iter().map(|k| k.symbol.as_str()).collect()),
+            gpu_kernels: (args.kernels && on_gpu).then(|| plan.kernels.iter().filter_map(|k| k.gpu.as_ref()).collect()),
         })
     }
 }
@@ -220,6 +228,7 @@ mod tests {
             max_num_seqs: 0,
             plan: None,
             kernels: None,
+            gpu_kernels: None,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use rvllm_artifact::{Artifact, plan::DType};
-use rvllm_engine::{Engine, EngineError, EngineOptions, SamplingParams, WeightsOption};
+use rvllm_engine::{DeviceChoice, Engine, EngineError, EngineOptions, SamplingParams, WeightsOption, device::cuda};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -74,6 +74,8 @@ pub fn weights_option(options: &cli::Engine) -> WeightsOption {
 fn engine_options(options: &cli::Engine) -> EngineOptions {
     EngineOptions {
         target: options.target.clone(),
+        device: options.device,
+        enforce_eager: options.enforce_eager,
         threads: options.threads,
         max_num_seqs: options.max_num_seqs,
         max_num_batched_tokens: options.max_num_batched_tokens,
@@ -201,10 +203,30 @@ fn compile_into_cache(model: &str, options: &cli::Engine, quiet: bool) -> Result
     }
 }
 
+/// Targets that GPUs run, by their architecture.
+const GPU_TARGETS: [(&str, &str); 1] = [("sm_90", "sm_90a")];
+
+/// The target of the GPU that would run the model, where there is one that the compiler has a target for.
+fn gpu_target(device: DeviceChoice) -> Option<String> {
+    let ordinal = match device {
+        DeviceChoice::Cpu => return None,
+        DeviceChoice::Auto => 0,
+        DeviceChoice::Cuda(ordinal) => ordinal,
+    };
+    let found = cuda::probe(ordinal, "a model was named").map(|facts| facts.architecture());
+    let target = |found: String| GPU_TARGETS.into_iter().find(|(architecture, _)| *architecture == found);
+    match (found.ok().and_then(target), device) {
+        (Some((_, target)), _) => Some(target.to_string()),
+        // The compiler then says that it knows no such target, or the engine that there is no such GPU.
+        (None, DeviceChoice::Cuda(_)) => Some(GPU_TARGETS[0].1.to_string()),
+        (None, _) => None,
+    }
+}
+
 /// The flags that the compiler has to know, too.
 fn compile_flags(options: &cli::Engine) -> Vec<String> {
     let flags = [
-        ("--target", options.target.clone()),
+        ("--target", options.target.clone().or_else(|| gpu_target(options.device))),
         ("--dtype", options.dtype.clone()),
         ("--dummy-weights", options.dummy_weights.map(|seed| seed.to_string())),
     ];

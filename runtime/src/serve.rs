@@ -14,7 +14,7 @@ use crate::{
     table::{columns, size},
 };
 use anyhow::Result;
-use rvllm_artifact::parsers::Parsers;
+use rvllm_artifact::{Artifact, cpu::has_feature, parsers::Parsers};
 use rvllm_engine::{Engine, SamplingParams};
 use rvllm_server::{
     App, Config, Cors, Ended, Served, config::Patience, listen::Address, mock, model::ArtifactCard, prompt::Encoder,
@@ -122,16 +122,23 @@ pub fn load(source: &Source<'_>) -> Result<Loaded> {
     let manifest = artifact.manifest();
     let card = ArtifactCard {
         file: artifact.file().to_string(),
-        target: artifact.target(&rvllm_artifact::cpu::has_feature).map(|t| t.name.clone()).unwrap_or_default(),
+        target: source.engine.target.clone().unwrap_or_else(|| running(&artifact, &engine)),
         dtype: dtype_name(manifest.model.dtype),
         kv_cache_dtype: dtype_name(manifest.kv_cache.dtype),
         ..ArtifactCard::default()
     };
-    let card = ArtifactCard { target: source.engine.target.clone().unwrap_or(card.target.clone()), ..card };
     let served = Served::new(&engine, source.names.clone(), source.root.clone(), encoder, defaults, card);
     let served = served.with_parsers(source.parsers.over(parsers::of_artifact(&artifact, source.chat_template)));
     let manifest = serde_json::to_vec(manifest)?;
     Ok(Loaded { engine, served, manifest })
+}
+
+/// The target that the engine runs, where none was named.
+fn running(artifact: &Artifact, engine: &Engine) -> String {
+    match &engine.memory().device {
+        Some(device) => device.target.clone(),
+        None => artifact.target(&has_feature).map(|t| t.name.clone()).unwrap_or_default(),
+    }
 }
 
 fn mock(args: &cli::Serve) -> Result<(Engine, Served)> {
@@ -239,12 +246,22 @@ fn summary(engine: &Engine, served: &Served) -> Vec<Vec<String>> {
     let row = |name: &str, value: String| vec![name.to_string(), value];
     let (memory, limits, card) = (engine.memory(), engine.limits(), &served.artifact);
     let kv = card.kv_cache_tokens * memory.kv_bytes_per_token;
-    vec![
+    let runs_on = match &memory.device {
+        Some(device) => format!("{} ({}, {})", device.name, device.architecture, size(device.total_bytes)),
+        None => format!("{} threads", engine.threads()),
+    };
+    let mut rows = vec![
         row("model", served.names.join(", ")),
-        row("target", format!("{} {}, {} threads", card.target, card.dtype, engine.threads())),
+        row("target", format!("{} {}, {runs_on}", card.target, card.dtype)),
         row("parsers", parsers_row(served)),
         row("weights", size(memory.weights_bytes)),
         row("arena", size(memory.arena_bytes)),
+    ];
+    if let Some(device) = &memory.device {
+        rows.push(row("inputs, graphs", size(device.overhead_bytes)));
+        rows.push(row("before loading", format!("{} were taken", size(device.taken_bytes))));
+    }
+    rows.extend([
         row("KV cache", format!("{} tokens in {}", card.kv_cache_tokens, size(kv))),
         row(
             "limits",
@@ -253,7 +270,8 @@ fn summary(engine: &Engine, served: &Served) -> Vec<Vec<String>> {
                 limits.max_model_len, limits.max_num_seqs, limits.max_num_batched_tokens
             ),
         ),
-    ]
+    ]);
+    rows
 }
 
 fn parsers_row(served: &Served) -> String {

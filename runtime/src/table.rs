@@ -7,6 +7,7 @@ use crate::{
 pub use rvllm_artifact::amount::size;
 use rvllm_artifact::{
     amount::count,
+    gpu::GpuKernel,
     manifest::Weights,
     parsers::{Parsers, ReasoningParser, ToolParser},
     plan::{Expr, Plan, Variant},
@@ -113,12 +114,28 @@ fn of_fit(fit: &Fit, max_model_len: u32) -> Vec<String> {
     vec![format!("in {}", size(fit.memory)), what]
 }
 
+/// What a kernel takes of a multiprocessor; what only an assembler tells is missing where the code is PTX.
+fn of_kernel(symbol: &str, gpu: &GpuKernel) -> Vec<String> {
+    let told = |what: &str, n: Option<u32>| n.map_or("PTX".to_string(), |n| format!("{n} {what}"));
+    vec![
+        symbol.to_string(),
+        format!("{} threads", gpu.threads),
+        told("registers", gpu.registers),
+        told("B spilled", gpu.spill_bytes),
+        format!("{} shared", size(gpu.shared_bytes.into())),
+        gpu.occupancy.map_or(String::new(), |n| format!("{n} a multiprocessor")),
+    ]
+}
+
 fn details(target: &TargetReport<'_>) -> String {
     let mut text = String::new();
     let name = &target.target.name;
     if let Some(kernels) = &target.kernels {
         let _ = writeln!(text, "\nkernels of target {name}");
-        kernels.iter().for_each(|k| text += &format!("  {k}\n"));
+        match &target.gpu_kernels {
+            Some(gpu) => text += &columns(kernels.iter().zip(gpu).map(|(k, gpu)| of_kernel(k, gpu))),
+            None => kernels.iter().for_each(|k| text += &format!("  {k}\n")),
+        }
     }
     if let Some(plan) = target.plan {
         let _ = writeln!(text, "\nlaunches of target {name}");

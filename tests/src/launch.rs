@@ -126,7 +126,8 @@ impl Launch {
         self.written().map(|i| args[i].numbers().to_vec()).collect()
     }
 
-    fn written(&self) -> impl Iterator<Item = usize> + '_ {
+    /// Numbers of the tensors that the kernel writes.
+    pub fn written(&self) -> impl Iterator<Item = usize> + '_ {
         let out = |i: &usize| !self.kernel.params[*i].access.is_read_only();
         (0..self.kernel.params.len()).filter(out)
     }
@@ -138,6 +139,11 @@ impl Launch {
         let row = bytes.len() / data.dims.first().copied().unwrap_or(1).max(1);
         bytes.resize((bytes.len() + row * PAD_ROWS + 64).next_multiple_of(64), 0xff);
         bytes.as_chunks().0.iter().map(|line| Line(*line)).collect()
+    }
+
+    /// A tensor's bytes in memory, as the runtime hands them over.
+    pub fn bytes(&self, i: usize) -> Vec<u8> {
+        self.lines(i).iter().flat_map(|line| line.0).collect()
     }
 
     /// The arguments in memory, as the runtime hands them over.

@@ -36,6 +36,10 @@ fn describe(target: &Target) -> serde_json::Value {
 
 fn verdict(target: &Target, is_native: bool) -> String {
     match (is_native, target.runs_here(&has_feature)) {
+        _ if target.gpu.is_some() => match rvllm_mlir::assembler() {
+            Some(tool) => format!("needs such a GPU; compiles here, with ptxas {}", tool.version),
+            None => "needs such a GPU; compiles here, to PTX, as there is no ptxas".to_string(),
+        },
         (true, _) => "runs here (native)".to_string(),
         (false, true) => "runs here".to_string(),
         (false, false) if target.arch.name() != std::env::consts::ARCH => format!("needs {}", target.arch.name()),

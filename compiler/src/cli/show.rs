@@ -58,6 +58,7 @@ fn target(target: &TargetReport) -> Value {
         "launches": target.launches,
         "kernel_bytes": target.kernel_bytes,
         "arena_bytes": target.arena_bytes,
+        "assembler": target.assembler,
     })
 }
 
@@ -73,6 +74,7 @@ fn table(report: &Report) -> String {
     for t in &report.targets {
         let (kernels, object, arena) = (t.kernels, size(t.kernel_bytes), size(t.arena_bytes));
         rows.push(("target", format!("{}: {kernels} kernels ({object}), arena {arena}", t.name)));
+        rows.extend(t.assembler.iter().map(|assembler| ("assembler", assembler.clone())));
     }
     let (len, tokens, seqs) = (limits.max_model_len, limits.max_num_batched_tokens, limits.max_num_seqs);
     rows.push(("limits", format!("{len} tokens a sequence, {tokens} tokens and {seqs} sequences a step")));

@@ -148,7 +148,7 @@ fn check(model: &Model, target: &str, dtype: DType, tolerance: f32) -> Result<()
     let [_, _, fused] = model.graphs(dtype)?;
     let [graph, ..] = model.graphs(DType::F32)?;
     let program = select(&fused, &target, &model.limits())?;
-    let plan = emit_plan(&program, &plan_memory(&program, &model.limits()), &model.limits());
+    let plan = emit_plan(&program, &plan_memory(&program, &model.limits()), &model.limits(), vec![]);
     let steps = model.steps(target.block_size, program.query_tile);
     let expected = model.interpret(&graph, &steps, target.block_size)?;
     let mut machine = Machine::new(model, &program, &plan)?;

@@ -214,6 +214,16 @@ impl<'a> Rows<'a> {
         self.split(0..self.len(), out, jobs)
     }
 
+    /// The first rows: about `bytes` bytes of them, at least one, at most all.
+    pub(crate) fn first(&self, bytes: u64, threads: usize) -> Result<Vec<u8>> {
+        let rows = (bytes / self.row_bytes.max(1)).clamp(1, self.len().max(1)).min(self.len());
+        let mut out = vec![0; (rows * self.row_bytes) as usize];
+        let mut jobs = vec![];
+        self.split(0..rows, &mut out, &mut jobs)?;
+        run(jobs, threads)?;
+        Ok(out)
+    }
+
     /// Makes the rows from `start` on that `out` has room for.
     fn fill(&self, start: u64, out: &mut [u8]) -> Result<()> {
         if out.is_empty() {

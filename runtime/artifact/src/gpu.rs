@@ -75,6 +75,9 @@ pub struct GpuKernel {
     /// Bytes of registers that a thread spills to memory, where the assembler told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spill_bytes: Option<u32>,
+    /// CTAs that a multiprocessor holds at once, as far as registers, threads and shared memory go; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub occupancy: Option<u32>,
     /// Tensor maps, in the order of the parameters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensor_maps: Vec<TensorMap>,

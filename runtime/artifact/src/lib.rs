@@ -15,7 +15,7 @@
 //! |---|---|
 //! | write | [`Writer::create`] (manifest and small entries), [`Writer::weights`] (streamed), [`Writer::finish`] |
 //! | open | [`Artifact::open`], [`Artifact::target`], [`Artifact::plan`], [`Artifact::kernels`], [`Artifact::entry`]; [`Artifact::verify`] reads the weights too |
-//! | load weights | [`LoadedWeights::load`], [`LoadedWeights::get`] |
+//! | load weights | [`LoadedWeights::load`], [`LoadedWeights::get`]; [`stream::stream`] to a device of its own memory |
 //! | read a checkpoint | [`Checkpoint::open`], [`Checkpoint::check`], [`Checkpoint::files`]; [`DummySource`] is a random one |
 //! | run a recipe | [`execute::infer`], [`execute::execute`], [`execute::execute_chunks`] over a [`Source`] |
 //!
@@ -48,6 +48,7 @@ pub mod parsers;
 pub mod plan;
 pub mod recipe;
 pub mod source;
+pub mod stream;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Mismatch};

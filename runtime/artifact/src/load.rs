@@ -108,7 +108,7 @@ impl LoadedWeights {
 }
 
 /// A checkpoint with the tensors, and if the artifact was compiled from one the very headers, that it needs.
-fn checkpoint(path: &Path, manifest: &Manifest) -> Result<Checkpoint> {
+pub(crate) fn checkpoint(path: &Path, manifest: &Manifest) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path)?;
     if let Weights::External { files, .. } = &manifest.weights {
         checkpoint.verify(files)?;

@@ -10,7 +10,7 @@ use crate::{
     admission::{capacity, check_fits, check_prompt, truncate},
     beam::Turn,
     error::EngineError,
-    forward::{Forward, Limits, Row},
+    forward::{Forward, Limits, Reads, Row},
     grammar::{Grammar, GrammarCompiler, workers::MaskWorkers},
     memory::MemoryTable,
     output::{Metrics, Output, RequestId, SequenceOutput},
@@ -186,6 +186,7 @@ impl Engine {
             return Ok(std::mem::take(&mut self.queue.outputs));
         }
         let uses = self.queue.row_uses();
+        self.step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
         let logits = self.forward.forward(&self.step)?;
         self.queue.scheduler.advance();
         for (i, row_use) in uses.iter().enumerate() {
@@ -368,6 +369,11 @@ impl Queue {
             s.rows(s.num_scheduled_tokens).map(row)
         };
         self.scheduler.scheduled().flat_map(uses).collect()
+    }
+
+    fn reads(&self, row_use: &RowUse) -> Reads {
+        let request = self.requests.get(&row_use.request_id).filter(|_| row_use.samples);
+        request.map_or(Reads::All, Request::reads)
     }
 
     fn take_row(&mut self, row_use: &RowUse, row: &Row<'_>) -> Result<(), EngineError> {

@@ -46,6 +46,30 @@ pub enum EngineError {
         /// Longest sequence that would fit; 0 where not even a block does.
         fits: u64,
     },
+    /// Weights, arena and the rest do not fit a GPU.
+    #[error(
+        "the model needs {} bytes of GPU memory (weights {weights}, arena {arena}, inputs and graphs {overhead}, KV cache \
+         {kv_cache}{}), but {left} of {name}'s {total} are left for it · help: free memory of the GPU, raise \
+         --gpu-memory-utilization, or compile with a lower --max-num-batched-tokens",
+        weights + arena + overhead + kv_cache,
+        if *kv_cache == 0 { " or more" } else { "" }
+    )]
+    GpuMemory {
+        /// The GPU.
+        name: String,
+        /// Bytes of weights.
+        weights: u64,
+        /// Bytes of the arena.
+        arena: u64,
+        /// Bytes of inputs and graphs.
+        overhead: u64,
+        /// Bytes asked for the KV cache; 0 where it takes what is left.
+        kv_cache: u64,
+        /// Bytes left.
+        left: u64,
+        /// Bytes that the GPU has.
+        total: u64,
+    },
     /// A request that would not fit the KV cache even alone.
     #[error(
         "the request may take {tokens} tokens, prompt and answer together, but the KV cache has room for {capacity} \

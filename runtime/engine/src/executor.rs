@@ -1,4 +1,5 @@
-//! Interprets a plan for a step: sets the inputs, resolves each launch's variant, grid and arguments, and runs them.
+//! Interprets a plan for a step: resolves each launch's variant, grid and arguments, and has the device run them; those
+//! of the device's buckets once, when the plan is bound to it.
 //!
 //! Invariants:
 //! - a tensor's address is found once, when the plan is bound to the device; a step only fills in symbols;
@@ -6,46 +7,46 @@
 
 use crate::{
     block_pool::BlockId,
-    device::{Device, DeviceError, Launch, LaunchList},
+    device::{Device, DeviceError, Launch, LaunchList, Launches},
     forward::{Forward, LOGITS_BLOCK, Limits, Logits},
     step::Step,
 };
-use rvllm_artifact::plan::{self, Expr, Input, Plan, Sym, Variant};
+use rvllm_artifact::plan::{self, Plan, Sym, Variant};
 use std::sync::Arc;
 
-/// The values of the symbols in a step.
-#[derive(Clone, Copy, Debug)]
-pub struct Symbols<'a> {
-    step: &'a Step,
-    num_blocks: u32,
-}
+/// The values of the symbols in a step: T, R, L, Q, M, P.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Symbols(pub [u32; 6]);
 
-impl Symbols<'_> {
-    /// A symbol's value.
-    pub fn get(&self, sym: Sym) -> u64 {
-        let value = match sym {
-            Sym::T => self.step.num_tokens(),
-            Sym::R => self.step.num_seqs(),
-            Sym::L => self.step.logits_indices.len(),
-            Sym::Q => self.step.tile_seq.len(),
-            Sym::M => self.step.max_blocks,
-            Sym::P => self.num_blocks as usize,
-        };
-        value as u64
+impl Symbols {
+    /// Those of a step.
+    pub fn of(step: &Step, num_blocks: u32) -> Symbols {
+        let [tokens, seqs] = [step.num_tokens(), step.num_seqs()];
+        let values = [tokens, seqs, step.logits_indices.len(), step.tile_seq.len(), step.max_blocks];
+        let [t, r, l, q, m] = values.map(|n| n as u32);
+        Symbols([t, r, l, q, m, num_blocks])
     }
 
-    /// An expression's value; `None` where it is negative or too large.
-    pub fn eval(&self, expr: &Expr) -> Option<u64> {
-        match expr {
-            Expr::Const(c) => u64::try_from(*c).ok(),
-            Expr::Sym(sym) => Some(self.get(*sym)),
-            Expr::Add(a, b) => self.eval(a)?.checked_add(self.eval(b)?),
-            Expr::Mul(a, b) => self.eval(a)?.checked_mul(self.eval(b)?),
-            Expr::CeilDiv(a, d) => {
-                let divisor = u64::try_from(*d).ok().filter(|d| *d > 0)?;
-                Some(self.eval(a)?.div_ceil(divisor))
-            }
-        }
+    /// The largest of steps of at most `tokens` tokens.
+    pub fn most(limits: &Limits, tokens: u32) -> Symbols {
+        let seqs = tokens.min(limits.max_num_seqs);
+        let tiles = tokens.min(seqs + tokens.div_ceil(limits.query_tile));
+        let blocks = limits.max_model_len.div_ceil(limits.block_size);
+        Symbols([tokens, seqs, tokens.min(limits.max_logits), tiles, blocks, limits.num_blocks])
+    }
+
+    /// A symbol's value.
+    pub fn get(&self, sym: Sym) -> u64 {
+        let [t, r, l, q, m, p] = self.0;
+        let value = match sym {
+            Sym::T => t,
+            Sym::R => r,
+            Sym::L => l,
+            Sym::Q => q,
+            Sym::M => m,
+            Sym::P => p,
+        };
+        value.into()
     }
 
     fn chooses(&self, variant: &Variant) -> bool {
@@ -53,7 +54,7 @@ impl Symbols<'_> {
     }
 
     fn programs(&self, variant: &Variant) -> Option<u64> {
-        variant.grid.iter().try_fold(1u64, |n, extent| n.checked_mul(self.eval(extent)?))
+        variant.grid.iter().try_fold(1u64, |n, extent| n.checked_mul(extent.eval(&|s| self.get(s))?))
     }
 }
 
@@ -62,7 +63,7 @@ pub struct Executor<D> {
     plan: Arc<Plan>,
     device: D,
     limits: Limits,
-    /// Addresses of each launch's tensors.
+    /// Addresses of each launch's tensors, in steps of no bucket.
     tensors: Vec<Vec<u64>>,
 }
 
@@ -72,12 +73,21 @@ impl<D: Device> Executor<D> {
     /// # Errors
     /// The plan contradicts itself, or names what the device does not have.
     pub fn new(plan: Arc<Plan>, device: D, limits: Limits) -> Result<Executor<D>, DeviceError> {
-        let bind = |launch: &plan::Launch| {
-            check_launch(&plan, launch)?;
-            launch.args.iter().map(|arg| device.address(arg)).collect()
-        };
-        let tensors = plan.launches.iter().map(bind).collect::<Result<_, _>>()?;
-        Ok(Executor { plan, device, limits, tensors })
+        plan.launches.iter().try_for_each(|launch| check_launch(&plan, launch))?;
+        let tensors = bind(&plan, &device, None)?;
+        let mut executor = Executor { plan, device, limits, tensors };
+        executor.record()?;
+        Ok(executor)
+    }
+
+    /// Gives the device the launches of each of its buckets.
+    fn record(&mut self) -> Result<(), DeviceError> {
+        for (bucket, tokens) in self.device.buckets().to_vec().into_iter().enumerate() {
+            let tensors = bind(&self.plan, &self.device, Some(bucket))?;
+            let list = resolve(&self.plan, &tensors, &Symbols::most(&self.limits, tokens))?;
+            self.device.record(&list)?;
+        }
+        Ok(())
     }
 
     /// The device.
@@ -85,41 +95,55 @@ impl<D: Device> Executor<D> {
         &self.device
     }
 
-    fn write_inputs(&mut self, step: &Step) -> Result<(), DeviceError> {
-        let Step { token_ids, positions, slot_mapping, query_start_loc, seq_lens, .. } = step;
-        let Step { block_table, logits_indices, tile_seq, tile_start, .. } = step;
-        for (input, values) in [
-            (Input::TokenIds, token_ids),
-            (Input::Positions, positions),
-            (Input::SlotMapping, slot_mapping),
-            (Input::QueryStartLoc, query_start_loc),
-            (Input::SeqLens, seq_lens),
-            (Input::BlockTable, block_table),
-            (Input::LogitsIndices, logits_indices),
-            (Input::TileSeq, tile_seq),
-            (Input::TileStart, tile_start),
-        ] {
-            self.device.write(input, values)?;
-        }
-        Ok(())
+    /// The device, to do more with than run steps.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
     }
 
-    fn resolve(&self, step: &Step) -> Result<LaunchList, DeviceError> {
-        let symbols = Symbols { step, num_blocks: self.limits.num_blocks };
-        let mut list = LaunchList::default();
-        for (launch, tensors) in self.plan.launches.iter().zip(&self.tensors) {
-            let wrong = || DeviceError::Plan(format!("launch {} has no grid for this step", launch.name));
-            let variant = launch.variants.iter().find(|v| symbols.chooses(v)).ok_or_else(wrong)?;
-            let programs = symbols.programs(variant).ok_or_else(wrong)?;
-            let (kernel, start) = (variant.kernel as usize, list.args.len());
-            list.args.extend(tensors);
-            list.args.extend(self.plan.kernels[kernel].symbols.iter().map(|s| symbols.get(*s)));
-            if programs > 0 {
-                list.launches.push(Launch { kernel, args: start..list.args.len(), programs });
-            }
-        }
-        Ok(list)
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
+
+    /// A step's launches, as they run where none are recorded for it.
+    ///
+    /// # Errors
+    /// The plan has no grid for it.
+    pub fn list(&self, step: &Step) -> Result<LaunchList, DeviceError> {
+        resolve(&self.plan, &self.tensors, &Symbols::of(step, self.limits.num_blocks))
+    }
+
+    fn launches(&self, step: &Step) -> Result<Launches, DeviceError> {
+        let buckets = self.device.buckets();
+        let bucket = buckets.partition_point(|most| (*most as usize) < step.num_tokens());
+        if bucket < buckets.len() {
+            return Ok(Launches::Recorded(bucket));
+        }
+        Ok(Launches::List(Arc::new(self.list(step)?)))
+    }
+}
+
+/// Addresses of each launch's tensors.
+fn bind<D: Device>(plan: &Plan, device: &D, bucket: Option<usize>) -> Result<Vec<Vec<u64>>, DeviceError> {
+    let bind = |launch: &plan::Launch| launch.args.iter().map(|arg| device.address(arg, bucket)).collect();
+    plan.launches.iter().map(bind).collect()
+}
+
+/// Each launch's variant, grid and arguments.
+fn resolve(plan: &Plan, tensors: &[Vec<u64>], symbols: &Symbols) -> Result<LaunchList, DeviceError> {
+    let mut list = LaunchList::default();
+    for (launch, tensors) in plan.launches.iter().zip(tensors) {
+        let wrong = || DeviceError::Plan(format!("launch {} has no grid for this step", launch.name));
+        let variant = launch.variants.iter().find(|v| symbols.chooses(v)).ok_or_else(wrong)?;
+        let programs = symbols.programs(variant).ok_or_else(wrong)?;
+        let (kernel, start) = (variant.kernel as usize, list.args.len());
+        list.args.extend(tensors);
+        list.args.extend(plan.kernels[kernel].symbols.iter().map(|s| symbols.get(*s)));
+        if programs > 0 {
+            list.launches.push(Launch { kernel, args: start..list.args.len(), programs });
+        }
+    }
+    Ok(list)
 }
 
 /// Every variant's kernel exists and takes the launch's tensors.
@@ -142,9 +166,8 @@ impl<D: Device> Forward for Executor<D> {
     }
 
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
-        self.write_inputs(step)?;
-        let list = self.resolve(step)?;
-        self.device.run(Arc::new(list))?;
+        let launches = self.launches(step)?;
+        self.device.run(step, launches)?;
         let (rows, vocab_size) = (step.logits_indices.len(), self.limits.vocab_size as usize);
         let outputs = &self.plan.outputs;
         Ok(Logits {
@@ -164,32 +187,42 @@ impl<D: Device> Forward for Executor<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rvllm_artifact::plan::{Arg, Buffer, Kernel, Outputs};
+    use rvllm_artifact::plan::{Arg, Buffer, Expr, Kernel, Outputs};
 
     /// Notes what it is asked to do. Tensors lie at addresses that name them.
     #[derive(Default)]
     struct FakeDevice {
-        inputs: Vec<(Input, Vec<i32>)>,
+        buckets: Vec<u32>,
+        recorded: Vec<LaunchList>,
         lists: Vec<LaunchList>,
+        replayed: Vec<usize>,
         zeros: Vec<f32>,
     }
 
     impl Device for FakeDevice {
-        fn address(&self, arg: &Arg) -> Result<u64, DeviceError> {
+        fn buckets(&self) -> &[u32] {
+            &self.buckets
+        }
+
+        fn address(&self, arg: &Arg, bucket: Option<usize>) -> Result<u64, DeviceError> {
             match arg {
                 Arg::Buffer { id, offset } => Ok(1000 * u64::from(*id) + offset),
                 Arg::KeyCache(layer) => Ok(5000 + u64::from(*layer)),
+                Arg::Input(_) => Ok(bucket.map_or(9000, |b| 9001 + b as u64)),
                 other => Err(DeviceError::Plan(format!("there is no {other:?}"))),
             }
         }
 
-        fn write(&mut self, input: Input, values: &[i32]) -> Result<(), DeviceError> {
-            self.inputs.push((input, values.to_vec()));
+        fn record(&mut self, list: &LaunchList) -> Result<(), DeviceError> {
+            self.recorded.push(list.clone());
             Ok(())
         }
 
-        fn run(&mut self, list: Arc<LaunchList>) -> Result<(), DeviceError> {
-            self.lists.push((*list).clone());
+        fn run(&mut self, _: &Step, launches: Launches) -> Result<(), DeviceError> {
+            match launches {
+                Launches::List(list) => self.lists.push((*list).clone()),
+                Launches::Recorded(bucket) => self.replayed.push(bucket),
+            }
             self.zeros = vec![0.0; 4096];
             Ok(())
         }
@@ -267,8 +300,27 @@ mod tests {
         let long = LaunchList { args: vec![2008, 5001, 9, 5], launches: launch(0, 0..4, 9) };
         let short = LaunchList { args: vec![2008, 5001], launches: launch(1, 0..2, 1) };
         assert_eq!(e.device().lists, [long, short]);
-        assert!(e.device().inputs.contains(&(Input::QueryStartLoc, vec![0, 5])));
-        assert_eq!(e.device().inputs.len(), 18);
+    }
+
+    #[test]
+    fn steps_of_a_bucket_run_what_was_recorded_for_its_largest() {
+        let plan = plan(vec![Arg::Input(rvllm_artifact::plan::Input::TokenIds), Arg::KeyCache(1)]);
+        let device = FakeDevice { buckets: vec![2, 4], ..FakeDevice::default() };
+        let mut e = Executor::new(Arc::new(plan), device, LIMITS).unwrap();
+        let lists: Vec<_> = e.device().recorded.iter().map(|l| l.args.clone()).collect();
+        assert_eq!(lists, [[9001, 5001], [9002, 5001]]);
+        for tokens in [1, 2, 3, 4, 5] {
+            e.forward(&Step { token_ids: vec![0; tokens], ..step() }).unwrap();
+        }
+        assert_eq!(e.device().replayed, [0, 0, 1, 1]);
+        assert_eq!(e.device().lists.len(), 1);
+        assert_eq!(e.device().lists[0].args, [9000, 5001, 9, 5]);
+    }
+
+    #[test]
+    fn the_largest_symbols_bound_every_step() {
+        assert_eq!(Symbols::most(&LIMITS, 1), Symbols([1, 1, 1, 1, 4, 9]));
+        assert_eq!(Symbols::most(&LIMITS, 8), Symbols([8, 2, 2, 4, 4, 9]));
     }
 
     #[test]

@@ -26,6 +26,16 @@ pub struct Limits {
     pub num_blocks: u32,
 }
 
+/// What will be read of a row of logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// Any of it.
+    #[default]
+    All,
+    /// Which token is the most likely: its run of [`LOGITS_BLOCK`], and the statistics.
+    Largest,
+}
+
 /// Rows of logits with statistics that spare passes over them.
 #[derive(Clone, Copy, Debug)]
 pub struct Logits<'a> {

@@ -1,21 +1,24 @@
 //! An engine from an artifact: target, weights, memory, device, tokenizer.
 
+mod cuda;
+mod target;
+
 use crate::{
-    device::{self, CpuDevice, CpuSize},
+    device::{self, CpuDevice, CpuSize, cuda::CudaDevice},
     engine::{Engine, EngineParts},
     error::EngineError,
     executor::Executor,
-    forward::Limits,
+    forward::{Forward, Limits},
     memory::{self, BlockBudget, MemoryTable},
     tokenizer::Tokenizer,
 };
 use rvllm_artifact::{
     Artifact, LoadedWeights, WeightsFrom,
-    cpu::has_feature,
     manifest::{KvCache, Target},
     plan::Plan,
 };
 use std::{path::PathBuf, sync::Arc};
+use target::Chosen;
 
 /// Most threads of an engine.
 const MAX_THREADS: u64 = 1024;
@@ -32,12 +35,28 @@ pub enum WeightsOption {
     Dummy(u64),
 }
 
+/// What runs a model: `--device`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU where the artifact has code for one that is there, else this CPU.
+    #[default]
+    Auto,
+    /// This CPU.
+    Cpu,
+    /// The GPU of this number, of those that the process sees.
+    Cuda(u32),
+}
+
 /// What may be chosen when an artifact is loaded; absent values have defaults.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineOptions {
     /// Which of the artifact's targets; the best that this machine can run.
     pub target: Option<String>,
-    /// Threads that compute; the physical cores that this process may use.
+    /// What runs it.
+    pub device: DeviceChoice,
+    /// Launches every step kernel by kernel on a GPU, instead of graphs for steps of few tokens.
+    pub enforce_eager: bool,
+    /// Threads that compute, and that load weights; the physical cores that this process may use.
     pub threads: Option<usize>,
     /// Most sequences of a step; what the artifact was compiled for, which is also the most.
     pub max_num_seqs: Option<u32>,
@@ -45,11 +64,13 @@ pub struct EngineOptions {
     pub max_num_batched_tokens: Option<u32>,
     /// Longest sequence; what the artifact was compiled for, which is also the most.
     pub max_model_len: Option<u32>,
-    /// Bytes of the KV cache; enough for `max_num_seqs` sequences of `max_model_len`, within `memory_utilization`.
+    /// Bytes of the KV cache; on a CPU enough for `max_num_seqs` sequences of `max_model_len` within
+    /// `memory_utilization`, on a GPU all that this leaves.
     pub kv_cache_memory_bytes: Option<u64>,
     /// Blocks of the KV cache, instead of bytes.
     pub num_blocks: Option<u32>,
-    /// Fraction, in (0, 1], of the memory left by weights and arena that the KV cache may take; 0.5.
+    /// Fraction, in (0, 1]: on a CPU of the memory left by weights and arena, that the KV cache may take (0.5); on a GPU
+    /// of all its memory, that this process may take (0.9).
     pub memory_utilization: Option<f32>,
     /// Whether sequences find the KV of prompts that begin alike instead of computing it; they do.
     pub enable_prefix_caching: Option<bool>,
@@ -76,24 +97,17 @@ impl Engine {
     /// The artifact does not fit this machine, an option is out of range, or memory does not suffice.
     pub fn load(artifact: &Artifact, options: EngineOptions) -> Result<Engine, EngineError> {
         let manifest = artifact.manifest();
-        let target = target(artifact, options.target.as_deref())?;
+        let chosen = target::choose(artifact, &options)?;
+        let (Chosen::Cpu(target) | Chosen::Cuda(target, _)) = &chosen;
         let plan = Arc::new(artifact.plan(target)?.clone());
-        let threads = options.threads.unwrap_or_else(device::available_cores);
-        let mut limits = limits(&options, &plan, artifact)?;
-        check_range("threads", threads as u64, MAX_THREADS, "")?;
-        let weights = LoadedWeights::load(artifact, &plan, options.weights_from(), threads)?;
-        let mut memory = memory_table(&plan, &weights, &manifest.kv_cache);
-        limits.num_blocks = num_blocks(&options, &limits, &memory, &manifest.kv_cache)?;
-        memory.num_blocks = limits.num_blocks;
-        let size = CpuSize {
-            num_blocks: limits.num_blocks,
-            max_blocks: limits.max_model_len.div_ceil(limits.block_size),
-            threads,
+        let limits = limits(&options, &plan, artifact)?;
+        check_range("threads", options.threads.map_or(1, |n| n as u64), MAX_THREADS, "")?;
+        let Loaded { forward, memory, threads } = match &chosen {
+            Chosen::Cpu(target) => cpu(artifact, target, plan, limits, &options)?,
+            Chosen::Cuda(target, gpu) => cuda::load(artifact, target, gpu, plan, limits, &options)?,
         };
-        let code = artifact.kernels(target)?;
-        let device = CpuDevice::new(plan.clone(), code, &target.features, weights, &manifest.kv_cache, size)?;
         let mut engine = Engine::new(EngineParts {
-            forward: Box::new(Executor::new(plan, device, limits)?),
+            forward,
             tokenizer: artifact.entry("tokenizer.json").map(Tokenizer::from_bytes).transpose()?.map(Arc::new),
             eos_token_ids: manifest.model.eos_token_ids.clone(),
             seed: options.seed,
@@ -105,18 +119,46 @@ impl Engine {
     }
 }
 
-/// The target to run: the one named, if this machine can run it, else the best.
-fn target<'a>(artifact: &'a Artifact, name: Option<&str>) -> Result<&'a Target, EngineError> {
-    let Some(name) = name else { return Ok(artifact.target(&has_feature)?) };
-    let target = artifact.target_named(name)?;
-    let lacking: Vec<&str> = target.features.iter().map(String::as_str).filter(|f| !has_feature(f)).collect();
-    let here = std::env::consts::ARCH;
-    if target.arch == here && lacking.is_empty() {
-        return Ok(target);
-    }
-    let lacks = if target.arch == here { format!("lacks {}", lacking.join(", ")) } else { format!("is {here}") };
-    let allowed = format!("a target that this machine can run, which {lacks}");
-    Err(EngineError::Option { name: "target", value: name.to_string(), allowed })
+/// A model on a GPU without what requests need: for measuring its launches.
+///
+/// # Errors
+/// As [`Engine::load`]; the artifact's best target here is not a GPU's.
+pub fn cuda_executor(artifact: &Artifact, options: &EngineOptions) -> Result<Executor<CudaDevice>, EngineError> {
+    let Chosen::Cuda(target, gpu) = target::choose(artifact, options)? else {
+        let allowed = "cuda: launches are timed on a GPU".to_string();
+        return Err(EngineError::Option { name: "device", value: "cpu".to_string(), allowed });
+    };
+    let plan = Arc::new(artifact.plan(target)?.clone());
+    let limits = limits(options, &plan, artifact)?;
+    Ok(cuda::executor(artifact, target, &gpu, plan, limits, options)?.0)
+}
+
+/// A model on its device.
+struct Loaded {
+    forward: Box<dyn Forward>,
+    memory: MemoryTable,
+    threads: usize,
+}
+
+/// A model on this CPU.
+fn cpu(
+    artifact: &Artifact,
+    target: &Target,
+    plan: Arc<Plan>,
+    mut limits: Limits,
+    options: &EngineOptions,
+) -> Result<Loaded, EngineError> {
+    let kv_cache = &artifact.manifest().kv_cache;
+    let threads = options.threads.unwrap_or_else(device::available_cores);
+    let weights = LoadedWeights::load(artifact, &plan, options.weights_from(), threads)?;
+    let mut memory = memory_table(&plan, &weights, kv_cache);
+    limits.num_blocks = num_blocks(options, &limits, &memory, kv_cache)?;
+    memory.num_blocks = limits.num_blocks;
+    let max_blocks = limits.max_model_len.div_ceil(limits.block_size);
+    let size = CpuSize { num_blocks: limits.num_blocks, max_blocks, threads };
+    let code = artifact.kernels(target)?;
+    let device = CpuDevice::new(plan.clone(), code, &target.features, weights, kv_cache, size)?;
+    Ok(Loaded { forward: Box::new(Executor::new(plan, device, limits)?), memory, threads })
 }
 
 /// The plan's bounds, or the smaller ones asked for.
@@ -161,6 +203,7 @@ fn memory_table(plan: &Plan, weights: &LoadedWeights, kv_cache: &KvCache) -> Mem
         kv_bytes_per_token: kv_cache.bytes_per_block().div_ceil(block_size.into()),
         num_blocks: 0,
         block_size,
+        device: None,
     }
 }
 

@@ -22,6 +22,27 @@ pub struct MemoryTable {
     pub num_blocks: u32,
     /// Tokens of a block.
     pub block_size: u32,
+    /// The GPU that all of this lies on; absent on a CPU.
+    pub device: Option<DeviceTable>,
+}
+
+/// A GPU's memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeviceTable {
+    /// `NVIDIA H200`.
+    pub name: String,
+    /// `sm_90`.
+    pub architecture: String,
+    /// The artifact's target that runs on it.
+    pub target: String,
+    /// Bytes that it has.
+    pub total_bytes: u64,
+    /// Bytes that may be taken, what others took included.
+    pub allowed_bytes: u64,
+    /// Bytes that were taken before weights were loaded: by others, by the driver, by code.
+    pub taken_bytes: u64,
+    /// Bytes for a step's inputs and for recorded launches.
+    pub overhead_bytes: u64,
 }
 
 /// What decides the number of blocks.
@@ -42,7 +63,7 @@ impl BlockBudget {
     pub(crate) fn num_blocks(&self, kv_cache: &KvCache) -> Result<u32, EngineError> {
         let (block_size, bytes) = (u64::from(kv_cache.block_size.max(1)), kv_cache.bytes_per_block().max(1));
         let longest = u64::from(self.max_model_len).div_ceil(block_size);
-        let utilization = self.checked_utilization()?;
+        let utilization = checked_utilization(self.memory_utilization.unwrap_or(UTILIZATION))?;
         let blocks = match (self.num_blocks, self.kv_cache_memory_bytes) {
             (Some(blocks), _) => u64::from(blocks),
             (None, Some(given)) => given / bytes,
@@ -62,15 +83,15 @@ impl BlockBudget {
         // Slots are i32.
         Ok(blocks.min(i32::MAX as u64 / block_size) as u32)
     }
+}
 
-    fn checked_utilization(&self) -> Result<f32, EngineError> {
-        let value = self.memory_utilization.unwrap_or(UTILIZATION);
-        if value > 0.0 && value <= 1.0 {
-            return Ok(value);
-        }
-        let allowed = "above 0 and at most 1".to_string();
-        Err(EngineError::Option { name: "memory_utilization", value: value.to_string(), allowed })
+/// A fraction of memory that can be had.
+pub(crate) fn checked_utilization(value: f32) -> Result<f32, EngineError> {
+    if value > 0.0 && value <= 1.0 {
+        return Ok(value);
     }
+    let allowed = "above 0 and at most 1".to_string();
+    Err(EngineError::Option { name: "memory_utilization", value: value.to_string(), allowed })
 }
 
 /// Memory that this process can still get without swapping: the system's, and its control group's.

@@ -8,7 +8,7 @@
 use crate::{
     beam::{BeamSearch, Turn},
     error::EngineError,
-    forward::Row,
+    forward::{Reads, Row},
     grammar::GrammarError,
     output::{Finish, FinishReason, Logprob, Logprobs, Metrics, SequenceOutput, StopReason},
     sampler::{self, RankedToken, Sampler, SamplingRules, Scratch},
@@ -199,6 +199,14 @@ impl Request {
     ) -> Result<SequenceOutput, EngineError> {
         self.metrics.num_generated_tokens += 1;
         self.answers[index as usize].choose(&self.rules, row, scratch)
+    }
+
+    /// What will be read of a row that the next token of any of its sequences is chosen from.
+    pub(crate) fn reads(&self) -> Reads {
+        let params = &self.rules.sampling.params;
+        let reports = params.logprobs.is_some() || params.prompt_logprobs.is_some();
+        let all = reports || self.searches() || self.answers.iter().any(|a| a.sampler.reads() == Reads::All);
+        if all { Reads::All } else { Reads::Largest }
     }
 
     /// Notes the logits at `position` of the prompt: they are about the token after it.

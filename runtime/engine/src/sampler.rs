@@ -7,7 +7,7 @@
 //! - a token of zero probability is never chosen, and where a grammar leaves none but such, it decides.
 
 use crate::{
-    forward::{LOGITS_BLOCK, Row},
+    forward::{LOGITS_BLOCK, Reads, Row},
     grammar::{
         Grammar, GrammarError,
         matcher::{Job, Mask, Matcher},
@@ -126,6 +126,14 @@ impl Sampler {
             return matcher.end();
         }
         scratch.masks.extend(matcher.advance(token, &self.output));
+    }
+
+    /// What [`Sampler::sample`] will read of the next row.
+    pub fn reads(&self) -> Reads {
+        // Whatever else comes to change rows has to be asked here: in a row that is not read, most logits are missing.
+        let SamplingRules { params, seed: _, bad_words: _, end_tokens: _, prompt_tokens: _, grammar } = &*self.rules;
+        let plain = params.is_greedy() && grammar.is_none() && !self.changes_logits();
+        if plain { Reads::Largest } else { Reads::All }
     }
 
     fn params(&self) -> &SamplingParams {

@@ -1,6 +1,7 @@
 //! The step: one ragged batch of prefill chunks and decodes. The one place that fills these arrays; kernels only read.
 
-use crate::sequence::Sequence;
+use crate::{forward::Reads, sequence::Sequence};
+use rvllm_artifact::plan::Input;
 
 /// Entries of `slot_mapping` for tokens whose KV is not written.
 pub const PAD_SLOT: i32 = -1;
@@ -22,6 +23,8 @@ pub struct Step {
     pub block_table: Vec<i32>,
     /// `[L]`: tokens (index in the step) whose logits are wanted.
     pub logits_indices: Vec<i32>,
+    /// `[L]`: what will be read of each row of logits; all of every row where it is empty.
+    pub reads: Vec<Reads>,
     /// `[Q]`: sequence of each query tile.
     pub tile_seq: Vec<i32>,
     /// `[Q]`: first token (index in the step) of each query tile.
@@ -50,6 +53,21 @@ impl Step {
         }
     }
 
+    /// The values of an input of the plan.
+    pub fn input(&self, input: Input) -> &[i32] {
+        match input {
+            Input::TokenIds => &self.token_ids,
+            Input::Positions => &self.positions,
+            Input::SlotMapping => &self.slot_mapping,
+            Input::QueryStartLoc => &self.query_start_loc,
+            Input::SeqLens => &self.seq_lens,
+            Input::BlockTable => &self.block_table,
+            Input::LogitsIndices => &self.logits_indices,
+            Input::TileSeq => &self.tile_seq,
+            Input::TileStart => &self.tile_start,
+        }
+    }
+
     /// T: tokens in the step.
     pub fn num_tokens(&self) -> usize {
         self.token_ids.len()
@@ -61,6 +79,7 @@ impl Step {
     }
 
     fn clear(&mut self) {
+        self.reads.clear();
         let Step { token_ids, positions, slot_mapping, query_start_loc, seq_lens, .. } = self;
         [token_ids, positions, slot_mapping, query_start_loc, seq_lens].into_iter().for_each(Vec::clear);
         let Step { block_table, logits_indices, tile_seq, tile_start, .. } = self;
@@ -127,6 +146,7 @@ mod tests {
             seq_lens: vec![3, 6],
             block_table: vec![5, 0, 3, 9],
             logits_indices: vec![0],
+            reads: vec![],
             tile_seq: vec![0, 1, 1, 1],
             tile_start: vec![0, 1, 3, 5],
             max_blocks: 2,

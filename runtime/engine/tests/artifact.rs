@@ -4,11 +4,12 @@
 
 use rvllm_artifact::{
     Artifact, Writer,
-    manifest::{KvCache, Manifest, Model, Target, Weights},
+    gpu::{Code, CodeFormat, GpuKernel},
+    manifest::{KvCache, Manifest, Model, NVPTX, Target, Weights},
     plan::{Arg, Buffer, DType, Expr, Input, Kernel, Launch, Outputs, Plan, Sym, Variant, Weight},
     recipe::Recipe,
 };
-use rvllm_engine::{Engine, EngineOptions, FinishReason, SamplingParams};
+use rvllm_engine::{DeviceChoice, Engine, EngineOptions, FinishReason, SamplingParams, device::cuda};
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -222,6 +223,66 @@ fn options_out_of_range_name_the_range() {
     let small = fails(EngineOptions { kv_cache_memory_bytes: Some(64 * 9), ..none() });
     assert!(small.starts_with("a sequence of 40 tokens needs 640 bytes of KV cache, but there are 576"), "{small}");
     assert!(fails(EngineOptions { target: Some("there".into()), ..none() }).contains("there"));
+}
+
+/// The toy for a GPU, whose code is none, and for this CPU too where `both`.
+fn gpu_artifact(both: bool) -> Artifact {
+    let gpu = GpuKernel {
+        code: Code { format: CodeFormat::Ptx, offset: 0, bytes: 4 },
+        threads: 32,
+        shared_bytes: 0,
+        cluster: 1,
+        ctas_per_program: 1,
+        max_ctas: None,
+        registers: None,
+        spill_bytes: None,
+        occupancy: None,
+        tensor_maps: vec![],
+    };
+    let mut on_gpu = plan(["store", "head", "stats"]);
+    on_gpu.kernels.iter_mut().for_each(|k| k.gpu = Some(gpu.clone()));
+    let mut manifest = manifest();
+    let here = manifest.targets.pop().unwrap();
+    manifest.targets.push(Target {
+        name: "sm_90a".into(),
+        arch: NVPTX.into(),
+        features: vec!["sm_90a".into()],
+        plan: "plans/sm_90a.json".into(),
+        kernels: "kernels/sm_90a.bin".into(),
+    });
+    let json = |plan: &Plan| serde_json::to_vec(plan).unwrap();
+    let mut entries =
+        vec![("plans/sm_90a.json".to_string(), json(&on_gpu)), ("kernels/sm_90a.bin".to_string(), b"none".to_vec())];
+    if both {
+        entries.push((here.plan.clone(), json(&plan(["store", "head", "stats"]))));
+        entries.push((here.kernels.clone(), object_code()));
+        manifest.targets.push(here);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("toy.rvllm");
+    Writer::create(&path, &manifest, &entries).unwrap().finish().unwrap();
+    Artifact::open(&path).unwrap()
+}
+
+#[test]
+fn without_a_gpu_its_code_is_refused_and_that_of_this_cpu_runs() {
+    if cuda::probe(0, "this test").is_ok() {
+        return;
+    }
+    let refused = |artifact: &Artifact, options| Engine::load(artifact, options).map(|_| ()).unwrap_err().to_string();
+    let device = |device| EngineOptions { device, ..EngineOptions::default() };
+    let named = EngineOptions { target: Some("sm_90a".into()), ..EngineOptions::default() };
+    for options in [EngineOptions::default(), device(DeviceChoice::Cuda(1)), named] {
+        let message = refused(&gpu_artifact(false), options);
+        assert!(message.contains("GPU") || message.contains("driver"), "{message}");
+        assert!(message.contains(" · help: "), "{message}");
+    }
+    let message = refused(&gpu_artifact(false), device(DeviceChoice::Cpu));
+    assert!(message.contains("compiled for sm_90a") && message.contains("this machine is"), "{message}");
+    let mut engine = Engine::load(&gpu_artifact(true), EngineOptions::default()).unwrap();
+    assert!(engine.memory().device.is_none());
+    assert_eq!(run(&mut engine, &[1]), run(&mut load(EngineOptions::default()).unwrap(), &[1]));
+    assert!(refused(&toy(), device(DeviceChoice::Cuda(0))).starts_with("device is cuda, but must be cpu or auto"));
 }
 
 #[test]

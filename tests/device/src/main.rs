@@ -1,6 +1,8 @@
 //! `device-tests`: kernels and whole models on a GPU, against what is known to be right.
 
 mod kernels;
+mod models;
+mod profile;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -12,6 +14,15 @@ struct Args {
     /// Kernel cases, made by `device-cases`
     #[arg(long, value_name = "FILE")]
     cases: Vec<PathBuf>,
+    /// Compiled models
+    #[arg(long, value_name = "FILE")]
+    model: Vec<PathBuf>,
+    /// Time steps of so many sequences of each model, kernel by kernel, instead of testing it
+    #[arg(long, value_name = "N,N…", value_delimiter = ',')]
+    profile: Vec<u32>,
+    /// Tokens of each of these sequences
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    context: u32,
     /// Only cases whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
@@ -53,6 +64,10 @@ fn run(args: &Args) -> Result<Tally> {
     let mut tally = Tally::default();
     for path in &args.cases {
         kernels::run(path, args, &mut tally).with_context(|| path.display().to_string())?;
+    }
+    for path in &args.model {
+        let ran = if args.profile.is_empty() { models::run(path, args, &mut tally) } else { profile::run(path, args) };
+        ran.with_context(|| path.display().to_string())?;
     }
     Ok(tally)
 }

@@ -1,78 +1,23 @@
 //! `paged_attention`: ragged batches of chunks and decodes.
 
-use crate::tolerance;
 use rvllm_ir::DType;
-use rvllm_kernels::{KvCache, PagedAttention, paged_attention};
-use rvllm_targets::Target;
-use rvllm_tests::launch::{Code, Launch, Numbers, Symbols, assert_close, assert_same, targets};
-
-/// Tokens with this step's, and this step's.
-type Sequence = (usize, usize);
-
-const SEQUENCES: [Sequence; 6] = [(1, 1), (70, 1), (7, 7), (35, 4), (32, 32), (100, 5)];
-
-fn spec(target: &Target, (heads, kv_heads, head_dim): (usize, usize, usize), dtype: DType) -> PagedAttention {
-    let cache =
-        KvCache { kv_heads, head_dim, block_size: target.block_size, dtype, layout: crate::kv_layout(target, dtype) };
-    let query_tile = (target.attention_rows / (heads / kv_heads)).max(1);
-    PagedAttention { heads, cache, scale: 0.4, window: None, softcap: None, query_tile, stages: 2 }
-}
-
-/// A step of these sequences; a sequence's cache and queries depend on its number alone.
-fn launch(name: &str, s: &PagedAttention, sequences: &[(u64, Sequence)]) -> Launch {
-    let (mut loc, mut tile_seq, mut tile_start) = (vec![0], vec![], vec![]);
-    for (i, (_, (_, queries))) in sequences.iter().enumerate() {
-        for start in (0..*queries).step_by(s.query_tile) {
-            tile_seq.push(i as i32);
-            tile_start.push(loc[i] + start as i32);
-        }
-        loc.push(loc[i] + *queries as i32);
-    }
-    let need: Vec<usize> = sequences.iter().map(|(_, (len, _))| len.div_ceil(s.cache.block_size)).collect();
-    let (m, p) = (need.iter().max().unwrap() + 1, need.iter().sum::<usize>() + 1);
-    let mut table = vec![-1; m * sequences.len()];
-    let (mut keys, mut values, mut q) = (vec![], vec![], vec![]);
-    let block = s.cache.kv_heads * s.cache.block_size * s.cache.head_dim;
-    for (i, (seed, (_, queries))) in sequences.iter().enumerate() {
-        let mut numbers = Numbers(seed + 1);
-        for b in 0..need[i] {
-            table[i * m + b] = (keys.len() / block) as i32;
-            keys.extend(numbers.take(block, s.cache.dtype));
-            values.extend(numbers.take(block, s.cache.dtype));
-        }
-        q.extend(Numbers(seed + 100).take(queries * s.heads * s.cache.head_dim, s.cache.dtype));
-    }
-    keys.resize(p * block, f32::NAN);
-    values.resize(p * block, f32::NAN);
-    let symbols = Symbols { t: loc[sequences.len()] as usize, r: sequences.len(), q: tile_seq.len(), m, p, l: 0 };
-    let lens: Vec<i32> = sequences.iter().map(|(_, (len, _))| *len as i32).collect();
-    let launch = Launch::new(paged_attention(name, s), symbols, 5);
-    let launch = launch.set("q", q).set("keys", keys).set("values", values);
-    let launch = launch.set_i32("tile_seq", &tile_seq).set_i32("tile_start", &tile_start);
-    launch.set_i32("query_start_loc", &loc).set_i32("seq_lens", &lens).set_i32("block_table", &table)
-}
-
-fn numbered() -> Vec<(u64, Sequence)> {
-    SEQUENCES.iter().enumerate().map(|(i, s)| (i as u64 * 1000, *s)).collect()
-}
+use rvllm_tests::{
+    cases::{
+        Case,
+        attention::{cases, launch, spec},
+    },
+    launch::{Code, assert_close, assert_same, targets},
+};
 
 #[test]
 fn ragged_steps_equal_the_interpreter() {
     for target in targets() {
-        let mut launches = vec![];
-        for dtype in [DType::F32, DType::Bf16] {
-            for (i, heads) in [(4, 1, 64), (4, 2, 24), (3, 3, 6), (8, 2, 128)].into_iter().enumerate() {
-                let (window, softcap) = if i % 2 == 0 { (None, None) } else { (Some(40), Some(2.0)) };
-                let s = PagedAttention { window, softcap, ..spec(&target, heads, dtype) };
-                launches.push(launch(&format!("attention_{dtype}_{i}"), &s, &numbered()));
-            }
-        }
-        let kernels: Vec<_> = launches.iter().map(|l| l.kernel.clone()).collect();
+        let launches = cases(&target);
+        let kernels: Vec<_> = launches.iter().map(|c| c.launch.kernel.clone()).collect();
         let code = Code::new(&kernels, &target);
-        for launch in &launches {
+        for Case { launch, tolerance, .. } in &launches {
             let what = format!("{} {}", target.name, launch.kernel.name);
-            let dtype = launch.kernel.params[0].ty.dtype;
-            assert_close(&what, &launch.whole(&code), &launch.interpreted(), 2.0 * tolerance(dtype));
+            assert_close(&what, &launch.whole(&code), &launch.interpreted(), *tolerance);
         }
     }
 }

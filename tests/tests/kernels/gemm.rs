@@ -1,73 +1,15 @@
 //! `gemm`: every schedule row of every target, tails of all dimensions, each epilogue; and what batch invariance needs:
 //! same bits whichever row and whichever split of the programs.
 
-use crate::{panel, tolerance};
-use rvllm_ir::{
-    DType, Sym,
-    graph::Epilogue,
-    tile::{Kernel, MemLayout},
+use rvllm_ir::{DType, tile::Kernel};
+use rvllm_targets::Target;
+use rvllm_tests::{
+    cases::{
+        gemm::{ROWS, SHAPES, launch, variants},
+        tolerance,
+    },
+    launch::{Code, Launch, Symbols, assert_close, assert_same, targets},
 };
-use rvllm_kernels::{Gemm, gemm};
-use rvllm_targets::{GemmRow, Target};
-use rvllm_tests::launch::{Code, Launch, Symbols, assert_close, assert_same, targets};
-
-/// Columns, k, and what follows the product.
-type Shape = (usize, usize, Epilogue);
-
-const PLAIN: Epilogue = Epilogue { bias: false, silu_mul: false, residual: false };
-const BIAS: Epilogue = Epilogue { bias: true, ..PLAIN };
-const RESIDUAL: Epilogue = Epilogue { residual: true, ..PLAIN };
-const GATED: Epilogue = Epilogue { silu_mul: true, ..PLAIN };
-const ALL: Epilogue = Epilogue { bias: true, silu_mul: true, residual: true };
-
-const SHAPES: [Shape; 7] = [
-    (96, 128, PLAIN),
-    (70, 50, PLAIN),
-    (40, 33, BIAS),
-    (64, 1, RESIDUAL),
-    (7, 70, ALL),
-    (64, 96, GATED),
-    (32, 31, PLAIN),
-];
-
-const ROWS: [usize; 5] = [1, 2, 7, 13, 33];
-
-fn rows<'t>(target: &'t Target, dtype: DType, epilogue: &Epilogue) -> Vec<&'t GemmRow> {
-    let fits = |r: &&GemmRow| r.dtype == dtype.name() && r.gated == epilogue.silu_mul;
-    target.gemm.iter().filter(fits).collect()
-}
-
-fn kernel(target: &Target, name: &str, dtype: DType, (n, k, epilogue): Shape, row: &GemmRow) -> Kernel {
-    let a = MemLayout::Strided { row: Some(k + 3) };
-    let (block_m, block_n, block_k, stages) = (row.block_m, row.block_n, row.block_k, row.stages);
-    let s = Gemm {
-        m: Sym::T,
-        n,
-        k,
-        dtype,
-        a,
-        weight: panel(target, dtype),
-        out: dtype,
-        epilogue,
-        block_m,
-        block_n,
-        block_k,
-        stages,
-    };
-    gemm(name, &s)
-}
-
-/// The kernels of every schedule row, shape by shape.
-fn variants(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
-    let variants = |(i, shape): (usize, &Shape)| {
-        let rows = rows(target, dtype, &shape.2);
-        let named = |(j, row): (usize, &&GemmRow)| {
-            kernel(target, &format!("gemm_{}_{i}_{j}", dtype.name()), dtype, *shape, row)
-        };
-        rows.iter().enumerate().map(named).collect()
-    };
-    SHAPES.iter().enumerate().map(variants).collect()
-}
 
 /// The programs in uneven pieces, the last first.
 fn pieces(programs: u64) -> Vec<(u64, u64)> {
@@ -77,7 +19,7 @@ fn pieces(programs: u64) -> Vec<(u64, u64)> {
 
 fn check(target: &Target, code: &Code, dtype: DType, kernels: &[Kernel]) {
     for t in ROWS {
-        let launch = Launch::new(kernels[0].clone(), Symbols { t, ..Symbols::default() }, t as u64);
+        let launch = launch(&kernels[0], t);
         let expected = launch.interpreted();
         let first = launch.whole(code);
         assert_close(&format!("{} {} T={t}", target.name, launch.kernel.name), &first, &expected, tolerance(dtype));

@@ -1,35 +1,10 @@
 //! Elementwise functions over wide ranges against f64, and conversions bit by bit.
 
-use rvllm_ir::{
-    DType, TensorType,
-    tile::{Kernel, KernelBuilder, MapOp},
+use rvllm_ir::{DType, tile::MapOp};
+use rvllm_tests::{
+    cases::math::{N, between, cast_kernel, map_kernel},
+    launch::{Code, Launch, Symbols, targets},
 };
-use rvllm_tests::launch::{Code, Launch, Symbols, targets};
-
-const N: usize = 4096;
-
-fn map_kernel(name: &str, op: MapOp) -> Kernel {
-    let mut k = KernelBuilder::new(name);
-    let x = k.input("x", TensorType::new([N], DType::F32));
-    let y = k.output("y", TensorType::new([N], DType::F32));
-    let i = k.grid("i", (N / 16) as i64);
-    let at = k.scale(i, 16);
-    let t = k.load(x, &[at], &[16]);
-    let t = k.map(op, &[t]);
-    k.store(y, &[at], t);
-    k.finish()
-}
-
-fn cast_kernel(name: &str, dtype: DType) -> Kernel {
-    let mut k = KernelBuilder::new(name);
-    let x = k.input("x", TensorType::new([N], DType::F32));
-    let y = k.output("y", TensorType::new([N], dtype));
-    let i = k.grid("i", (N / 16) as i64);
-    let at = k.scale(i, 16);
-    let t = k.load(x, &[at], &[16]);
-    k.store(y, &[at], t);
-    k.finish()
-}
 
 /// Units in the last place between an f32 and what it should be.
 fn ulps(found: f32, exact: f64) -> f64 {
@@ -52,13 +27,6 @@ fn check(op: MapOp, exact: fn(f64) -> f64, inputs: Vec<f32>, bound: f64) {
             assert!(error <= bound, "{}: {op:?}({x:e}) = {y:e}, {error} ulp off", target.name);
         }
     }
-}
-
-fn between(lo: f32, hi: f32, special: &[f32]) -> Vec<f32> {
-    let step = |i: usize| lo + (hi - lo) * (i as f32 / N as f32);
-    let mut inputs: Vec<f32> = (0..N).map(step).collect();
-    inputs[..special.len()].copy_from_slice(special);
-    inputs
 }
 
 #[test]

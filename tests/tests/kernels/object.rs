@@ -8,7 +8,13 @@ use rvllm_targets::Target;
 /// Kernels that between them use every elementwise function and every kind of access.
 fn kernels(target: &Target) -> Vec<Kernel> {
     let dtype = DType::Bf16;
-    let cache = KvCache { kv_heads: 2, head_dim: 64, block_size: 32, dtype, layout: crate::kv_layout(target, dtype) };
+    let cache = KvCache {
+        kv_heads: 2,
+        head_dim: 64,
+        block_size: 32,
+        dtype,
+        layout: rvllm_tests::cases::kv_layout(target, dtype),
+    };
     let attention =
         PagedAttention { heads: 4, cache, scale: 0.1, window: Some(9), softcap: Some(5.0), query_tile: 2, stages: 2 };
     let row = target.gemm.iter().rfind(|r| r.dtype == "bf16" && r.gated).unwrap();
@@ -18,7 +24,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         k: 50,
         dtype,
         a: rvllm_ir::tile::MemLayout::DENSE,
-        weight: crate::panel(target, dtype),
+        weight: rvllm_tests::cases::panel(target, dtype),
         out: dtype,
         epilogue: Epilogue { bias: true, silu_mul: true, residual: true },
         block_m: row.block_m,
@@ -26,7 +32,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         block_k: row.block_k,
         stages: row.stages,
     };
-    let stats = logit_stats("stats", &LogitStats { vocab: 1000 });
+    let stats = logit_stats("stats", &LogitStats { vocab: 1000, runs: 1 });
     vec![gemm("gemm", &product), paged_attention("attention", &attention), stats]
 }
 

@@ -11,6 +11,8 @@ use rvllm_ir::{
 use rvllm_kernels::{Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, RmsNorm, RopeKvWrite, Spec};
 use rvllm_targets::GemmRow;
 
+/// Runs of logits that a program of `logit_stats` looks at together on a GPU: 16 elements for each of 512 threads.
+const RUNS_ON_GPU: usize = 32;
 /// Blocks that attention's loads run ahead: the next block's keys arrive while this one's are multiplied.
 const ATTENTION_STAGES: usize = 2;
 
@@ -27,7 +29,10 @@ impl Selection<'_> {
             Call::PagedAttention(attention) => self.paged_attention(n, attention)?,
             Call::LogitStats => {
                 self.rows_along(n, 0, Sym::L)?;
-                Spec::LogitStats(LogitStats { vocab: self.columns(self.operand(n, 0)?)? })
+                let vocab = self.columns(self.operand(n, 0)?)?;
+                // one program per row: a GPU has to look at many runs at a time to keep its memory busy
+                let runs = if self.target.gpu.is_some() { RUNS_ON_GPU } else { 1 };
+                Spec::LogitStats(LogitStats { vocab, runs })
             }
         };
         Ok(vec![(None, spec)])

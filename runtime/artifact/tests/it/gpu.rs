@@ -28,6 +28,7 @@ fn kernel() -> GpuKernel {
         max_ctas: Some(132),
         registers: Some(168),
         spill_bytes: Some(0),
+        occupancy: Some(1),
         tensor_maps: vec![map()],
     }
 }

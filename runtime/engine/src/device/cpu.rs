@@ -6,9 +6,14 @@
 //! - each member of the team runs one contiguous part of each launch's programs, so who computes what never depends on
 //!   timing, and what is computed never depends on who.
 
-use super::{Device, DeviceError, LaunchList, affinity, map::Map};
+use super::{
+    Device, DeviceError, LaunchList, Launches, affinity,
+    layout::{CacheLayout, INPUTS, InputLayout, InputRange, PADDING, padding},
+    map::Map,
+};
 use crate::{
     block_pool::BlockId,
+    step::Step,
     team::{Member, Team},
 };
 use libloading::os::unix::Library;
@@ -28,58 +33,8 @@ use std::{
     sync::Arc,
 };
 
-/// Entries behind each input that hold its padding, for kernels that take several tokens at once.
-const PADDING: usize = 64;
-/// Alignment of inputs.
-const LINE: u64 = 64;
-
 /// See [`rvllm_artifact::plan::Kernel`].
 type KernelFn = unsafe extern "C" fn(args: *const u64, begin: u64, end: u64);
-
-/// An input's place.
-#[derive(Clone, Copy, Debug)]
-struct InputRange {
-    offset: u64,
-    capacity: usize,
-}
-
-/// All inputs, in the order of their ranges.
-const INPUTS: [Input; 9] = [
-    Input::TokenIds,
-    Input::Positions,
-    Input::SlotMapping,
-    Input::QueryStartLoc,
-    Input::SeqLens,
-    Input::BlockTable,
-    Input::LogitsIndices,
-    Input::TileSeq,
-    Input::TileStart,
-];
-
-/// The blocks of all layers.
-#[derive(Clone, Copy, Debug)]
-struct CacheLayout {
-    num_blocks: u64,
-    num_layers: u64,
-    k_bytes: u64,
-    v_bytes: u64,
-}
-
-impl CacheLayout {
-    fn bytes(&self) -> Option<u64> {
-        self.layer_bytes()?.checked_mul(self.num_layers)
-    }
-
-    fn layer_bytes(&self) -> Option<u64> {
-        self.num_blocks.checked_mul(self.k_bytes.checked_add(self.v_bytes)?)
-    }
-
-    /// Offsets of the K blocks and of the V blocks of a layer.
-    fn layer(&self, layer: u32) -> Option<[u64; 2]> {
-        let k = self.layer_bytes()?.checked_mul(u64::from(layer))?;
-        (u64::from(layer) < self.num_layers).then_some([k, k + self.num_blocks * self.k_bytes])
-    }
-}
 
 /// A CPU with a plan's kernels, weights, arena and KV cache.
 pub struct CpuDevice {
@@ -90,7 +45,7 @@ pub struct CpuDevice {
     cache: Map,
     cache_layout: CacheLayout,
     inputs: Map,
-    input_ranges: [InputRange; INPUTS.len()],
+    input_layout: InputLayout,
     team: Team,
     /// The code that `kernels` points into.
     _library: Loaded,
@@ -114,23 +69,18 @@ impl CpuDevice {
         }
         let library = load_library(object_code)?;
         let kernels = plan.kernels.iter().map(|k| kernel(&library.library, &k.symbol)).collect::<Result<_, _>>()?;
-        let cache_layout = CacheLayout {
-            num_blocks: size.num_blocks.into(),
-            num_layers: kv_cache.num_layers.into(),
-            k_bytes: kv_cache.k_bytes,
-            v_bytes: kv_cache.v_bytes,
-        };
+        let cache_layout = CacheLayout::new(kv_cache, size.num_blocks);
         let cache_bytes =
             cache_layout.bytes().ok_or_else(|| DeviceError::Plan("the KV cache's size overflows".into()))?;
-        let (input_ranges, input_bytes) = input_ranges(&plan, size.max_blocks);
+        let input_layout = InputLayout::new(&plan, plan.max_num_batched_tokens as usize, size.max_blocks, 0);
         Ok(CpuDevice {
             kernels,
             weights,
             arena: Map::new(plan.arena_bytes, "the arena")?,
             cache: Map::new(cache_bytes, "the KV cache")?,
             cache_layout,
-            inputs: Map::new(input_bytes, "the step's inputs")?,
-            input_ranges,
+            inputs: Map::new(input_layout.bytes, "the step's inputs")?,
+            input_layout,
             team: team(size.threads)?,
             plan,
             _library: library,
@@ -147,11 +97,6 @@ impl CpuDevice {
         self.weights.resident_bytes()
     }
 
-    fn input(&self, input: Input) -> InputRange {
-        let index = INPUTS.iter().position(|i| *i == input).unwrap_or_default();
-        self.input_ranges[index]
-    }
-
     fn buffer_address(&self, id: u32, offset: u64) -> Option<u64> {
         let buffer = self.plan.buffers.get(id as usize)?;
         let start = buffer.offset.checked_add(offset)?;
@@ -162,13 +107,16 @@ impl CpuDevice {
         Some(self.cache.address() + self.cache_layout.layer(layer)?[value])
     }
 
-    fn copy_in_layer(&mut self, layer: u32, from: BlockId, to: BlockId) -> Option<()> {
-        let layout = self.cache_layout;
-        let [k, v] = layout.layer(layer)?;
-        for (start, bytes) in [(k, layout.k_bytes), (v, layout.v_bytes)] {
-            self.cache.copy(start + u64::from(from) * bytes, start + u64::from(to) * bytes, bytes)?;
-        }
-        Some(())
+    fn write(&mut self, input: Input, values: &[i32]) -> Result<(), DeviceError> {
+        let InputRange { offset, capacity } = self.input_layout.range(input);
+        let too_large = DeviceError::StepTooLarge { input, values: values.len(), capacity };
+        let Some(room) = self.inputs.integers(offset, values.len() + PADDING).filter(|_| values.len() <= capacity)
+        else {
+            return Err(too_large);
+        };
+        room[..values.len()].copy_from_slice(values);
+        room[values.len()..].fill(padding(input));
+        Ok(())
     }
 }
 
@@ -184,30 +132,22 @@ pub struct CpuSize {
 }
 
 impl Device for CpuDevice {
-    fn address(&self, arg: &Arg) -> Result<u64, DeviceError> {
+    fn address(&self, arg: &Arg, _bucket: Option<usize>) -> Result<u64, DeviceError> {
         let address = match *arg {
             Arg::Buffer { id, offset } => self.buffer_address(id, offset),
             Arg::Weight(i) => self.weights.get(i as usize).map(|bytes| bytes.as_ptr() as u64),
-            Arg::Input(input) => Some(self.inputs.address() + self.input(input).offset),
+            Arg::Input(input) => Some(self.inputs.address() + self.input_layout.range(input).offset),
             Arg::KeyCache(layer) => self.cache_address(layer, 0),
             Arg::ValueCache(layer) => self.cache_address(layer, 1),
         };
         address.ok_or_else(|| DeviceError::Plan(format!("there is no {arg:?}")))
     }
 
-    fn write(&mut self, input: Input, values: &[i32]) -> Result<(), DeviceError> {
-        let InputRange { offset, capacity } = self.input(input);
-        let too_large = DeviceError::StepTooLarge { input, values: values.len(), capacity };
-        let Some(room) = self.inputs.integers(offset, values.len() + PADDING).filter(|_| values.len() <= capacity)
-        else {
-            return Err(too_large);
+    fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError> {
+        INPUTS.into_iter().try_for_each(|input| self.write(input, step.input(input)))?;
+        let Launches::List(list) = launches else {
+            return Err(DeviceError::Plan("a CPU has no recorded launches".to_string()));
         };
-        room[..values.len()].copy_from_slice(values);
-        room[values.len()..].fill(if input == Input::SlotMapping { crate::step::PAD_SLOT } else { 0 });
-        Ok(())
-    }
-
-    fn run(&mut self, list: Arc<LaunchList>) -> Result<(), DeviceError> {
         let kernels = self.kernels.clone();
         self.team.run(Arc::new(move |member| run_part(&kernels, &list, member)));
         Ok(())
@@ -219,8 +159,8 @@ impl Device for CpuDevice {
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {
-        let layers = self.cache_layout.num_layers as u32;
-        let copied = (0..layers).try_for_each(|layer| self.copy_in_layer(layer, from, to));
+        let mut copies = self.cache_layout.copies(from, to);
+        let copied = copies.try_for_each(|copy| copy.and_then(|[from, to, bytes]| self.cache.copy(from, to, bytes)));
         copied.ok_or_else(|| DeviceError::Plan(format!("no KV block {from} or {to}")))
     }
 }
@@ -248,25 +188,6 @@ fn team(threads: usize) -> Result<Team, DeviceError> {
         }
     };
     Team::new(threads, place).map_err(|e| system("start threads", &e))
-}
-
-/// Ranges of the inputs, for the largest step, and the bytes of all.
-fn input_ranges(plan: &Plan, max_blocks: u32) -> ([InputRange; INPUTS.len()], u64) {
-    let (tokens, seqs) = (plan.max_num_batched_tokens as usize, plan.max_num_seqs as usize);
-    let mut end = 0;
-    let ranges = INPUTS.map(|input| {
-        let capacity = match input {
-            Input::TokenIds | Input::Positions | Input::SlotMapping | Input::TileSeq | Input::TileStart => tokens,
-            Input::QueryStartLoc => seqs + 1,
-            Input::SeqLens => seqs,
-            Input::BlockTable => seqs * max_blocks as usize,
-            Input::LogitsIndices => plan.max_logits as usize,
-        };
-        let offset = end;
-        end = (offset + 4 * (capacity + PADDING) as u64).next_multiple_of(LINE);
-        InputRange { offset, capacity }
-    });
-    (ranges, end)
 }
 
 /// Asks the kernel to let this process use AMX's tile registers.

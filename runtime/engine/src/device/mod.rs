@@ -3,12 +3,13 @@
 mod affinity;
 mod cpu;
 pub mod cuda;
+mod layout;
 mod map;
 
 pub use affinity::{available_cores, physical_cores};
 pub use cpu::{CpuDevice, CpuSize};
 
-use crate::block_pool::BlockId;
+use crate::{block_pool::BlockId, step::Step};
 use rvllm_artifact::plan::{Arg, Input};
 use std::{ops::Range, sync::Arc};
 
@@ -29,6 +30,9 @@ pub enum DeviceError {
         /// Its symbol.
         symbol: String,
     },
+    /// A GPU, or its driver.
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
     /// A plan that this runtime cannot follow.
     #[error("plan: {0} · help: compile the artifact again")]
     Plan(String),
@@ -49,7 +53,7 @@ pub enum DeviceError {
 pub struct Launch {
     /// Index into the plan's kernels.
     pub kernel: usize,
-    /// Its arguments, in [`LaunchList::args`].
+    /// Its arguments, in [`LaunchList::args`]: addresses of tensors, then values of symbols.
     pub args: Range<usize>,
     /// Size of the linearised grid.
     pub programs: u64,
@@ -64,30 +68,48 @@ pub struct LaunchList {
     pub launches: Vec<Launch>,
 }
 
+/// What a step runs.
+#[derive(Clone, Debug)]
+pub enum Launches {
+    /// These.
+    List(Arc<LaunchList>),
+    /// The list that [`Device::record`] was given for this bucket.
+    Recorded(usize),
+}
+
 /// Memory and kernels of one plan.
 pub trait Device: Send {
-    /// Where a tensor argument lies, for as long as the device lives.
+    /// Numbers of tokens, rising: a step of at most so many runs launches that were recorded for just so many, of
+    /// which those beyond its own end return at once. None where every step runs a list of its own.
+    fn buckets(&self) -> &[u32] {
+        &[]
+    }
+
+    /// Where a tensor argument lies in the steps of a bucket, or in those of none, for as long as the device lives.
     ///
     /// # Errors
     /// The plan names what it does not have.
-    fn address(&self, arg: &Arg) -> Result<u64, DeviceError>;
+    fn address(&self, arg: &Arg, bucket: Option<usize>) -> Result<u64, DeviceError>;
 
-    /// Sets an input of the step.
+    /// Takes the launches of the next bucket.
     ///
     /// # Errors
-    /// There is no room for so many values.
-    fn write(&mut self, input: Input, values: &[i32]) -> Result<(), DeviceError>;
+    /// The device failed, or has no buckets.
+    fn record(&mut self, _list: &LaunchList) -> Result<(), DeviceError> {
+        Err(DeviceError::Plan("the device records no launches".to_string()))
+    }
 
-    /// Runs launches and waits for them.
+    /// Sets a step's inputs, runs its launches, and waits for them.
     ///
     /// # Errors
-    /// The device failed.
-    fn run(&mut self, list: Arc<LaunchList>) -> Result<(), DeviceError>;
+    /// There is no room for so many values; the device failed.
+    fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError>;
 
-    /// The first `len` elements of a buffer.
+    /// The first `len` elements of one of the plan's outputs, as the last step left them: those that the step says are
+    /// read.
     ///
     /// # Errors
-    /// The buffer has fewer.
+    /// It has fewer.
     fn read(&self, buffer: u32, len: usize) -> Result<&[f32], DeviceError>;
 
     /// Copies the KV of a block, in all layers.

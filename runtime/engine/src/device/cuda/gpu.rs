@@ -70,16 +70,7 @@ impl Gpu {
     /// # Errors
     /// There is no driver, it is too old, or sees no such GPU.
     pub fn open(ordinal: u32, needs: &str) -> Result<Gpu, CudaError> {
-        let driver = driver(needs)?;
-        let count = u32::try_from(result::device::get_count().context("count GPUs")?).unwrap_or(0);
-        if ordinal >= count {
-            return Err(match count {
-                0 => CudaError::NoDevice { reason: String::new() },
-                _ => CudaError::NoSuchDevice { ordinal, count },
-            });
-        }
-        let device = result::device::get(ordinal as i32).context("open the GPU")?;
-        let facts = facts(device, ordinal, driver).context("read what the GPU is")?;
+        let (device, facts) = find(ordinal, needs)?;
         // SAFETY: the device was just given by the driver; the context is released when the last clone is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.context("open a context on the GPU")?;
         let gpu = Gpu(Arc::new(Inner { device, context, facts }));
@@ -123,6 +114,27 @@ impl Drop for Inner {
         // SAFETY: `open` retained it once. A failure leaves the context to the end of the process.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
+}
+
+/// What a GPU is, of those that the driver sees, without taking any of its memory; `needs` as for [`Gpu::open`].
+///
+/// # Errors
+/// As [`Gpu::open`].
+pub fn probe(ordinal: u32, needs: &str) -> Result<Facts, CudaError> {
+    Ok(find(ordinal, needs)?.1)
+}
+
+fn find(ordinal: u32, needs: &str) -> Result<(sys::CUdevice, Facts), CudaError> {
+    let driver = driver(needs)?;
+    let count = u32::try_from(result::device::get_count().context("count GPUs")?).unwrap_or(0);
+    if ordinal >= count {
+        return Err(match count {
+            0 => CudaError::NoDevice { reason: String::new() },
+            _ => CudaError::NoSuchDevice { ordinal, count },
+        });
+    }
+    let device = result::device::get(ordinal as i32).context("open the GPU")?;
+    Ok((device, facts(device, ordinal, driver).context("read what the GPU is")?))
 }
 
 /// Loads and starts the driver; its version.

@@ -1,0 +1,435 @@
+//! A GPU with a plan's kernels, weights, arena and KV cache: what the executor drives.
+//!
+//! A step is one copy of its inputs, the replay of a graph (or, for steps beyond the largest bucket, launches one by one),
+//! and copies of what is read of its outputs. The host waits at the end; where most likely tokens are asked for once
+//! before, for the statistics that tell in which runs of logits they are, so that no other logits are moved.
+//!
+//! Invariants:
+//! - addresses that [`Device::address`] gives stay valid while the device lives;
+//! - all work goes through one stream, in order; the host touches pinned memory only while the stream is idle;
+//! - memory that kernels read before they write it was zeroed: no NaN of another program is ever multiplied by zero.
+
+use super::{
+    error::CudaError,
+    gpu::{DeviceMemory, Gpu, Pinned},
+    kernel::{LoadedKernel, Ready},
+    stream::{Event, Graph, Stream},
+    weights::DeviceWeights,
+};
+use crate::{
+    block_pool::BlockId,
+    device::{
+        Device, DeviceError, LaunchList, Launches,
+        layout::{CacheLayout, INPUTS, InputLayout, InputRange, PADDING, padding},
+    },
+    executor::Symbols,
+    forward::{LOGITS_BLOCK, Limits, Reads},
+    step::Step,
+};
+use rvllm_artifact::{
+    manifest::KvCache,
+    plan::{Arg, Plan},
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Bytes of the symbols, before the inputs.
+const SYMBOLS: u64 = 64;
+/// Steps of more tokens than this launch kernel by kernel: their kernels run far longer than a launch takes.
+const LARGEST_BUCKET: u32 = 512;
+/// Bytes of GPU memory that one launch of a graph takes, rounded up from what drivers were seen to take.
+const GRAPH_LAUNCH: u64 = 8 << 10;
+
+/// Numbers of tokens for which launches are recorded: fine where a step costs least, and wherever the plan takes other
+/// kernels.
+pub(crate) fn buckets(plan: &Plan, most_tokens: u32) -> Vec<u32> {
+    let fine = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, LARGEST_BUCKET];
+    let variants = plan.launches.iter().flat_map(|launch| &launch.variants);
+    let bounds = variants.filter_map(|v| v.at_most).map(|(_, most)| most);
+    let mut buckets: Vec<u32> = fine.into_iter().chain(bounds).filter(|n| *n > 0 && *n <= LARGEST_BUCKET).collect();
+    buckets.iter_mut().for_each(|n| *n = (*n).min(most_tokens));
+    buckets.sort_unstable();
+    buckets.dedup();
+    buckets
+}
+
+/// Bytes of GPU memory beside weights, arena and KV cache: inputs, and the graphs of all buckets.
+pub(crate) fn overhead_bytes(plan: &Plan, limits: &Limits) -> u64 {
+    let launches = (buckets(plan, limits.max_num_batched_tokens).len() * plan.launches.len()) as u64;
+    launches * GRAPH_LAUNCH + layout(plan, limits, limits.max_num_batched_tokens).bytes
+}
+
+fn layout(plan: &Plan, limits: &Limits, tokens: u32) -> InputLayout {
+    let max_blocks = limits.max_model_len.div_ceil(limits.block_size);
+    InputLayout::new(plan, tokens as usize, max_blocks, SYMBOLS)
+}
+
+/// A GPU with everything that a plan needs.
+pub struct CudaDevice {
+    /// First, as it waits for what uses the others.
+    stream: Stream,
+    graphs: Vec<Graph>,
+    buckets: Vec<u32>,
+    /// Of each bucket, then of the largest steps.
+    layouts: Vec<InputLayout>,
+    plan: Arc<Plan>,
+    limits: Limits,
+    kernels: Vec<LoadedKernel>,
+    weights: DeviceWeights,
+    arena: DeviceMemory,
+    cache: DeviceMemory,
+    cache_layout: CacheLayout,
+    inputs: DeviceMemory,
+    staged: Pinned,
+    outputs: HostOutputs,
+    host_time: Duration,
+}
+
+impl CudaDevice {
+    /// Provides memory for a plan whose kernels and weights are loaded. `graphs` is false for a device that launches
+    /// every step kernel by kernel.
+    ///
+    /// # Errors
+    /// The GPU has not enough memory, or failed.
+    pub fn new(
+        plan: Arc<Plan>,
+        kernels: Vec<LoadedKernel>,
+        weights: DeviceWeights,
+        kv_cache: &KvCache,
+        limits: Limits,
+        graphs: bool,
+    ) -> Result<CudaDevice, DeviceError> {
+        let gpu = weights.gpu().clone();
+        let stream = Stream::new(&gpu)?;
+        let cache_layout = CacheLayout::new(kv_cache, limits.num_blocks);
+        let cache_bytes =
+            cache_layout.bytes().ok_or_else(|| DeviceError::Plan("the KV cache's size overflows".into()))?;
+        let buckets = if graphs { buckets(&plan, limits.max_num_batched_tokens) } else { vec![] };
+        let largest = limits.max_num_batched_tokens;
+        let layouts: Vec<_> = buckets.iter().chain([&largest]).map(|tokens| layout(&plan, &limits, *tokens)).collect();
+        let input_bytes = layouts.iter().map(|l| l.bytes).max().unwrap_or(SYMBOLS);
+        let zeroed = |bytes, what: &str| -> Result<DeviceMemory, CudaError> {
+            let memory = DeviceMemory::new(&gpu, bytes, what)?;
+            stream.fill(&memory, 0, bytes, 0).map(|()| memory)
+        };
+        Ok(CudaDevice {
+            graphs: vec![],
+            buckets,
+            layouts,
+            kernels,
+            weights,
+            arena: zeroed(plan.arena_bytes, "the arena")?,
+            cache: zeroed(cache_bytes, "the KV cache")?,
+            cache_layout,
+            inputs: zeroed(input_bytes, "the step's inputs")?,
+            staged: Pinned::new(&gpu, input_bytes as usize)?,
+            outputs: HostOutputs::new(&gpu, &plan, &limits)?,
+            host_time: Duration::ZERO,
+            plan,
+            limits,
+            stream,
+        })
+    }
+
+    /// The GPU.
+    pub fn gpu(&self) -> &Gpu {
+        self.stream.gpu()
+    }
+
+    /// How long the host took for the last step before it waited for the GPU.
+    pub fn host_time(&self) -> Duration {
+        self.host_time
+    }
+
+    /// Microseconds of each launch of a step, one after the other without overlap: the median of `repeats` steps.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub fn time(&mut self, step: &Step, list: &LaunchList, repeats: usize) -> Result<Vec<f32>, DeviceError> {
+        let ready = self.ready(list)?;
+        let events: Vec<Event> = (0..=ready.len()).map(|_| Event::new(self.gpu())).collect::<Result<_, _>>()?;
+        let mut times = vec![vec![]; ready.len()];
+        for _ in 0..=repeats {
+            self.bring_inputs(step, None)?;
+            self.stream.mark(&events[0])?;
+            for (launch, end) in ready.iter().zip(&events[1..]) {
+                launch.launch(&self.stream, false)?;
+                self.stream.mark(end)?;
+            }
+            self.stream.synchronize()?;
+            for (i, times) in times.iter_mut().enumerate() {
+                times.push(1e3 * events[i + 1].milliseconds_since(&events[i])?);
+            }
+        }
+        // The first step finds caches cold.
+        Ok(times.into_iter().map(|mut times| median(&mut times[1..])).collect())
+    }
+
+    /// Microseconds of a step's launches as a graph: the median of `repeats` replays, one after the other. `overlaps` lets
+    /// each launch begin before its predecessor ended.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub fn time_graph(
+        &mut self,
+        step: &Step,
+        list: &LaunchList,
+        overlaps: bool,
+        repeats: usize,
+    ) -> Result<f32, DeviceError> {
+        let ready = self.ready(list)?;
+        let stream = &self.stream;
+        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream, overlaps)))?;
+        let (start, end) = (Event::new(self.gpu())?, Event::new(self.gpu())?);
+        self.bring_inputs(step, None)?;
+        let mut times = vec![];
+        for _ in 0..=repeats {
+            self.stream.mark(&start)?;
+            self.stream.replay(&graph)?;
+            self.stream.mark(&end)?;
+            self.stream.synchronize()?;
+            times.push(1e3 * end.milliseconds_since(&start)?);
+        }
+        Ok(median(&mut times[1..]))
+    }
+
+    fn layout(&self, bucket: Option<usize>) -> &InputLayout {
+        let last = self.layouts.len() - 1;
+        &self.layouts[bucket.unwrap_or(last).min(last)]
+    }
+
+    fn buffer_address(&self, id: u32, offset: u64) -> Option<u64> {
+        let start = self.plan.buffers.get(id as usize)?.offset.checked_add(offset)?;
+        (start <= self.plan.arena_bytes).then(|| self.arena.address() + start)
+    }
+
+    fn cache_address(&self, layer: u32, half: usize) -> Option<u64> {
+        Some(self.cache.address() + self.cache_layout.layer(layer)?[half])
+    }
+
+    /// A list's launches with everything known.
+    fn ready(&self, list: &LaunchList) -> Result<Vec<Ready>, DeviceError> {
+        let most = Symbols::most(&self.limits, self.limits.max_num_batched_tokens);
+        let ready = |launch: &crate::device::Launch| {
+            let missing = || DeviceError::Plan(format!("there is no kernel {}", launch.kernel));
+            let kernel = self.kernels.get(launch.kernel).ok_or_else(missing)?;
+            let tensors = self.plan.kernels.get(launch.kernel).map_or(0, |k| k.tensors as usize);
+            let tensors = list.args.get(launch.args.clone()).and_then(|args| args.get(..tensors));
+            let tensors = tensors.ok_or_else(missing)?;
+            Ok(kernel.ready(tensors, self.inputs.address(), launch.programs, &|sym| most.get(sym))?)
+        };
+        list.launches.iter().map(ready).collect()
+    }
+
+    /// Puts symbols and inputs in their places, and gives the stream the copy of them.
+    fn bring_inputs(&mut self, step: &Step, bucket: Option<usize>) -> Result<(), DeviceError> {
+        let symbols = Symbols::of(step, self.limits.num_blocks);
+        let layout = self.layout(bucket).clone();
+        let bytes = self.staged.bytes_mut();
+        write(bytes, 0, &symbols.0.map(|n| n as i32));
+        let mut end = SYMBOLS as usize;
+        for input in INPUTS {
+            let (values, InputRange { offset, capacity }) = (step.input(input), layout.range(input));
+            if values.len() > capacity {
+                return Err(DeviceError::StepTooLarge { input, values: values.len(), capacity });
+            }
+            write(bytes, offset as usize, values);
+            end = offset as usize + 4 * values.len();
+            write(bytes, end, &[padding(input); PADDING]);
+            end += 4 * PADDING;
+        }
+        Ok(self.stream.upload(&self.staged, 0..end, &self.inputs, 0)?)
+    }
+}
+
+fn median(values: &mut [f32]) -> f32 {
+    values.sort_unstable_by(f32::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Writes integers from byte `at` on; what does not fit is left out, of which callers make sure that there is nothing.
+fn write(bytes: &mut [u8], at: usize, values: &[i32]) {
+    for (place, value) in bytes[at..].as_chunks_mut().0.iter_mut().zip(values) {
+        *place = value.to_le_bytes();
+    }
+}
+
+impl Device for CudaDevice {
+    fn buckets(&self) -> &[u32] {
+        &self.buckets
+    }
+
+    fn address(&self, arg: &Arg, bucket: Option<usize>) -> Result<u64, DeviceError> {
+        let address = match *arg {
+            Arg::Buffer { id, offset } => self.buffer_address(id, offset),
+            Arg::Weight(i) => self.weights.address(i as usize),
+            Arg::Input(input) => Some(self.inputs.address() + self.layout(bucket).range(input).offset),
+            Arg::KeyCache(layer) => self.cache_address(layer, 0),
+            Arg::ValueCache(layer) => self.cache_address(layer, 1),
+        };
+        address.ok_or_else(|| DeviceError::Plan(format!("there is no {arg:?}")))
+    }
+
+    fn record(&mut self, list: &LaunchList) -> Result<(), DeviceError> {
+        let ready = self.ready(list)?;
+        let stream = &self.stream;
+        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream, true)))?;
+        self.graphs.push(graph);
+        Ok(())
+    }
+
+    fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError> {
+        let start = Instant::now();
+        let bucket = match &launches {
+            Launches::Recorded(bucket) => Some(*bucket),
+            Launches::List(_) => None,
+        };
+        self.bring_inputs(step, bucket)?;
+        match launches {
+            Launches::Recorded(bucket) => {
+                let graph = self.graphs.get(bucket);
+                let missing = || DeviceError::Plan(format!("nothing was recorded for bucket {bucket}"));
+                self.stream.replay(graph.ok_or_else(missing)?)?;
+            }
+            Launches::List(list) => {
+                let ready = self.ready(&list)?;
+                ready.iter().try_for_each(|launch| launch.launch(&self.stream, true))?;
+            }
+        }
+        self.host_time = start.elapsed();
+        self.outputs.fetch(&self.stream, &self.arena, step)?;
+        Ok(self.stream.synchronize()?)
+    }
+
+    fn read(&self, buffer: u32, len: usize) -> Result<&[f32], DeviceError> {
+        let wrong = || DeviceError::Plan(format!("output {buffer} has no {len} f32 elements"));
+        self.outputs.read(buffer, len).ok_or_else(wrong)
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {
+        for copy in self.cache_layout.copies(from, to) {
+            let missing = || DeviceError::Plan(format!("no KV block {from} or {to}"));
+            let [from, to, bytes] = copy.ok_or_else(missing)?;
+            self.stream.copy(&self.cache, from, to, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// The plan's outputs on the host.
+struct HostOutputs {
+    memory: Pinned,
+    /// Buffer, where it begins in the arena and here, f32 elements of a row.
+    parts: [(u32, u64, usize, usize); 4],
+}
+
+impl HostOutputs {
+    fn new(gpu: &Gpu, plan: &Plan, limits: &Limits) -> Result<HostOutputs, DeviceError> {
+        let vocab = limits.vocab_size as usize;
+        let outputs = &plan.outputs;
+        let blocks = vocab.div_ceil(LOGITS_BLOCK);
+        let columns = [(outputs.max, 1), (outputs.logsumexp, 1), (outputs.block_max, blocks), (outputs.logits, vocab)];
+        let mut end = 0;
+        let mut parts = [(0, 0, 0, 0); 4];
+        for (part, (id, columns)) in parts.iter_mut().zip(columns) {
+            let buffer = plan.buffers.get(id as usize);
+            let buffer = buffer.ok_or_else(|| DeviceError::Plan(format!("there is no output buffer {id}")))?;
+            *part = (id, buffer.offset, end, columns);
+            end = (end + 4 * columns * limits.max_logits as usize).next_multiple_of(64);
+        }
+        Ok(HostOutputs { memory: Pinned::new(gpu, end)?, parts })
+    }
+
+    /// Brings what the step reads of its rows: the statistics of all, and whole rows, or, where just the most likely token
+    /// is asked for, its run, which the statistics tell.
+    fn fetch(&mut self, stream: &Stream, arena: &DeviceMemory, step: &Step) -> Result<(), CudaError> {
+        let rows = step.logits_indices.len();
+        let [statistics @ .., (_, from, to, columns)] = self.parts;
+        for (_, from, to, columns) in statistics {
+            stream.download(arena, from, &mut self.memory, to..to + 4 * columns * rows)?;
+        }
+        let whole = |row: &usize| step.reads.get(*row).copied().unwrap_or_default() == Reads::All;
+        let bytes = 4 * columns;
+        let mut row = 0;
+        while row < rows {
+            let end = (row..rows).find(|r| whole(r) != whole(&row)).unwrap_or(rows);
+            if whole(&row) {
+                let range = to + row * bytes..to + end * bytes;
+                stream.download(arena, from + (row * bytes) as u64, &mut self.memory, range)?;
+            }
+            row = end;
+        }
+        if (0..rows).all(|row| whole(&row)) {
+            return Ok(());
+        }
+        stream.synchronize()?;
+        let pieces: Vec<_> = (0..rows).filter(|row| !whole(row)).filter_map(|row| self.largest_run(row)).collect();
+        stream.gather(arena, &mut self.memory, &pieces)
+    }
+
+    /// Where the run with a row's largest logit lies, where it goes, and its bytes.
+    fn largest_run(&self, row: usize) -> Option<(u64, usize, usize)> {
+        let [(_, _, max, _), _, (_, _, block_max, blocks), (_, from, to, columns)] = self.parts;
+        let max = *self.memory.floats(max + 4 * row, 1)?.first()?;
+        let runs = self.memory.floats(block_max + 4 * row * blocks, blocks)?;
+        let first = runs.iter().position(|m| *m == max).unwrap_or(0) * LOGITS_BLOCK;
+        let (at, len) = (4 * (row * columns + first), 4 * LOGITS_BLOCK.min(columns - first));
+        Some((from + at as u64, to + at, len))
+    }
+
+    fn read(&self, buffer: u32, len: usize) -> Option<&[f32]> {
+        let (_, _, at, _) = self.parts.into_iter().find(|(id, ..)| *id == buffer)?;
+        self.memory.floats(at, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rvllm_artifact::plan::{self, Input, Outputs, Sym, Variant};
+
+    fn plan(bounds: &[u32]) -> Plan {
+        let variant = |n: &u32| Variant { at_most: Some((Sym::T, *n)), kernel: 0, grid: vec![] };
+        let variants = bounds.iter().map(variant).collect();
+        Plan {
+            max_num_batched_tokens: 2048,
+            max_num_seqs: 4,
+            max_logits: 8,
+            query_tile: 4,
+            arena_bytes: 0,
+            buffers: vec![],
+            weights: vec![],
+            kernels: vec![],
+            launches: vec![plan::Launch { name: "x".into(), args: vec![], variants }],
+            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0 },
+        }
+    }
+
+    #[test]
+    fn buckets_end_where_the_plan_takes_other_kernels() {
+        let all = buckets(&plan(&[12, 128, 1000]), 2048);
+        assert_eq!((all[..6].to_vec(), *all.last().unwrap()), (vec![1, 2, 4, 8, 12, 16], 512));
+        assert_eq!(buckets(&plan(&[]), 20), [1, 2, 4, 8, 16, 20]);
+    }
+
+    #[test]
+    fn inputs_of_a_small_bucket_lie_close_together() {
+        let limits = Limits {
+            vocab_size: 300,
+            max_model_len: 4096,
+            max_num_seqs: 4,
+            max_num_batched_tokens: 2048,
+            max_logits: 8,
+            query_tile: 4,
+            block_size: 32,
+            num_blocks: 100,
+        };
+        let (small, large) = (layout(&plan(&[]), &limits, 1), layout(&plan(&[]), &limits, 2048));
+        assert!(small.range(Input::BlockTable).offset < 4096 && large.range(Input::BlockTable).offset > 5 * 4 * 2048);
+        assert_eq!(small.range(Input::TokenIds), InputRange { offset: SYMBOLS, capacity: 1 });
+        assert_eq!(small.range(Input::BlockTable).capacity, 128);
+        assert_eq!(large.range(Input::BlockTable).capacity, 4 * 128);
+    }
+}

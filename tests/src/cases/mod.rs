@@ -1,0 +1,71 @@
+//! Launches of every kernel over odd shapes, for whatever target: what tests compare with the interpreter on CPUs, and
+//! what is carried to a GPU.
+//!
+//! Invariants: a target's cases depend on its facts alone; kernels' names are unique within a target.
+
+pub mod attention;
+pub mod gemm;
+pub mod math;
+pub mod rows;
+
+use crate::launch::Launch;
+use rvllm_ir::{DType, tile::MemLayout};
+use rvllm_kernels::KvLayout;
+use rvllm_targets::Target;
+
+/// A launch, and how far its results may be off.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// The launch.
+    pub launch: Launch,
+    /// Relative to 1 + |expected|.
+    pub tolerance: f32,
+    /// Launches of one group write the same bits.
+    pub group: Option<String>,
+}
+
+impl Case {
+    /// A case of no group.
+    pub fn new(launch: Launch, tolerance: f32) -> Case {
+        Case { launch, tolerance, group: None }
+    }
+}
+
+/// Every case of a target.
+pub fn all(target: &Target) -> Vec<Case> {
+    let lists = [
+        gemm::cases(target),
+        attention::cases(target),
+        rows::embed(target),
+        rows::rms_norm(target),
+        rows::logit_stats(),
+        rows::rope_kv_write(target),
+        math::cases(),
+    ];
+    lists.concat()
+}
+
+/// Relative to 1 + |expected|: a rounding of the result, and sums in another order.
+pub fn tolerance(dtype: DType) -> f32 {
+    match dtype {
+        DType::Bf16 => 8e-3,
+        _ => 1e-5,
+    }
+}
+
+/// How weights lie.
+pub fn panel(target: &Target, dtype: DType) -> MemLayout {
+    target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: pair(dtype) })
+}
+
+/// How the KV cache lies.
+pub fn kv_layout(target: &Target, dtype: DType) -> KvLayout {
+    match target.panel {
+        Some(_) => KvLayout::Panels { panel: target.block_size, pair: pair(dtype) },
+        None => KvLayout::Tokens,
+    }
+}
+
+fn pair(dtype: DType) -> usize {
+    if dtype == DType::Bf16 { 2 } else { 1 }
+}

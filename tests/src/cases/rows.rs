@@ -1,0 +1,82 @@
+//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `rope_kv_write`.
+
+use super::{Case, kv_layout, panel, tolerance};
+use crate::launch::{Launch, Symbols};
+use rvllm_ir::{DType, tile::MemLayout};
+use rvllm_kernels::{Embed, KvCache, LogitStats, RmsNorm, RopeKvWrite};
+use rvllm_targets::Target;
+
+/// Tables dense and packed.
+pub fn embed(target: &Target) -> Vec<Case> {
+    let mut launches = vec![];
+    for (i, (vocab, hidden)) in [(7, 5), (40, 64), (70, 200), (33, 96)].into_iter().enumerate() {
+        for dtype in [DType::F32, DType::Bf16] {
+            for (layout, table) in [("dense", MemLayout::DENSE), ("panel", panel(target, dtype))] {
+                let s = Embed { vocab, hidden, dtype, table, chunk: target.row_chunk };
+                let kernel = rvllm_kernels::embed(&format!("embed_{layout}_{dtype}_{i}"), &s);
+                let launch = Launch::new(kernel, Symbols { t: 5, ..Symbols::default() }, 1);
+                launches.push(Case::new(launch.set_i32("token_ids", &[2, 0, vocab as i32 - 1, 2, 6]), 0.0));
+            }
+        }
+    }
+    launches
+}
+
+/// With and without residual and chosen rows.
+pub fn rms_norm(target: &Target) -> Vec<Case> {
+    let mut launches = vec![];
+    for (i, n) in [7, 64, 200, 256].into_iter().enumerate() {
+        for dtype in [DType::F32, DType::Bf16] {
+            for (residual, rows) in [(false, false), (true, false), (false, true), (true, true)] {
+                let x = MemLayout::Strided { row: Some(n + 5) };
+                let s = RmsNorm { n, dtype, x, eps: 1e-5, residual, rows, chunk: target.row_chunk };
+                let kernel = rvllm_kernels::rms_norm(&format!("norm_{dtype}_{i}_{residual}_{rows}"), &s);
+                let mut launch = Launch::new(kernel, Symbols { t: 5, l: 3, ..Symbols::default() }, 2);
+                if rows {
+                    launch = launch.set_i32("indices", &[4, 0, 4]);
+                }
+                launches.push(Case::new(launch, tolerance(dtype)));
+            }
+        }
+    }
+    launches
+}
+
+/// Ordinary and extreme rows.
+pub fn logit_stats() -> Vec<Case> {
+    let mut launches = vec![];
+    for (vocab, runs) in [(5, 1), (256, 1), (700, 1), (1024, 1), (1024, 4), (700, 2), (5000, 8)] {
+        let kernel = rvllm_kernels::logit_stats(&format!("stats_{vocab}_{runs}"), &LogitStats { vocab, runs });
+        let launch = Launch::new(kernel, Symbols { l: 4, ..Symbols::default() }, 3);
+        let mut logits: Vec<f32> = launch.args[0].numbers().iter().map(|x| x * 30.0).collect();
+        logits[vocab..2 * vocab].fill(-200.0);
+        logits[2 * vocab] = 1e4;
+        logits[3 * vocab + 1] = f32::NEG_INFINITY;
+        launches.push(Case::new(launch.set("logits", logits), 1e-6));
+    }
+    launches
+}
+
+/// Rotations of whole and part heads, with and without norms.
+pub fn rope_kv_write(target: &Target) -> Vec<Case> {
+    let mut launches = vec![];
+    for (i, (head_dim, rope_dim)) in [(64, 64), (16, 4), (10, 8), (12, 6), (128, 128)].into_iter().enumerate() {
+        for dtype in [DType::F32, DType::Bf16] {
+            for qk_norm in [None, Some(1e-6)] {
+                let block_size = target.block_size;
+                let cache = KvCache { kv_heads: 2, head_dim, block_size, dtype, layout: kv_layout(target, dtype) };
+                let stride = Some(8 * head_dim);
+                let strides = [stride, stride, stride];
+                let s = RopeKvWrite { heads: 4, cache, rope_dim, positions: 20, qk_norm, strides };
+                let kernel = rvllm_kernels::rope_kv_write(&format!("rope_{dtype}_{i}_{}", qk_norm.is_some()), &s);
+                let launch = Launch::new(kernel, Symbols { t: 4, p: 3, ..Symbols::default() }, 4);
+                let launch = launch.set_i32("positions", &[3, 0, 19, 7]);
+                launches.push(Case::new(
+                    launch.set_i32("slot_mapping", &[6, -1, 2 * block_size as i32 + 3, 0]),
+                    tolerance(dtype),
+                ));
+            }
+        }
+    }
+    launches
+}
