@@ -233,7 +233,9 @@ impl IntoStatus for u16 {
 fn every_sampling_parameter_of_the_engine_is_a_field() {
     let mut fields = rvllm_server::api::request::names(&[Sampling::schema()]);
     // Each kind of request has its own rules for these; text is always wanted.
-    fields.extend(["max_tokens", "logprobs", "truncate_prompt_tokens", "detokenize"].map(String::from));
+    fields.extend(
+        ["max_tokens", "logprobs", "truncate_prompt_tokens", "detokenize", "structured_outputs"].map(String::from),
+    );
     fields.sort();
     let mut params = SamplingParams::names();
     params.sort();
