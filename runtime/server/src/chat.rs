@@ -13,11 +13,13 @@ use crate::{
     app::App,
     conversation::Turns,
     engine_loop::Job,
-    prompt,
+    prompt::{self, Prompt},
     reader::{self, Parts, Reader},
     tools::{Choice, Tools},
 };
-use rvllm_engine::{Finish, FinishReason, Logprob, Logprobs, Output, SamplingParams, SequenceOutput};
+use rvllm_engine::{
+    Finish, FinishReason, Logprob, Logprobs, Output, SamplingParams, SequenceOutput, StructuredOutputs,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -32,7 +34,6 @@ pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job
     check(&own)?;
     let asked = own.max_completion_tokens.or(own.max_tokens);
     set_params(&mut params, &own, asked);
-    params.structured_outputs = form.form()?.or(params.structured_outputs);
     let tools = Tools::of(conversation.tools.take(), &own)?;
     check_tools(app, tools.as_ref())?;
     let mut turns = Turns::of(conversation)?;
@@ -47,6 +48,7 @@ pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job
     params.truncate_prompt_tokens = common.truncate_prompt_tokens;
     let top_logprobs = params.logprobs.map(|n| n as usize);
     let notation = &app.served().notation;
+    params.structured_outputs = set_form(app, form.form()?.or(params.structured_outputs), tools.as_ref(), &prompt)?;
     notation.keep_markup(tools.as_ref(), &mut params);
     let (text, show) = (prompt.text.as_deref().unwrap_or_default(), own.include_reasoning.unwrap_or(true));
     let reader = |_| notation.reader(tools.as_ref(), text, app.call_seed(), show);
@@ -70,10 +72,24 @@ fn check_tools(app: &App, tools: Option<&Tools>) -> Result<(), ApiError> {
             "the model's chat template shows no way of calling tools · help: start the server with --tool-call-parser, \
              or set tool_choice to \"required\", to a function, or to \"none\"",
         )),
-        Choice::Required | Choice::Named(_) => {
-            Err(ApiError::field("tool_choice", "tool_choice must be \"none\" or \"auto\""))
-        }
+        // The answer's form needs no notation of the model's own.
+        Choice::Required | Choice::Named(_) => Ok(()),
     }
+}
+
+/// The form of answers that the request asks for, or its tools.
+fn set_form(
+    app: &App,
+    asked: Option<StructuredOutputs>,
+    tools: Option<&Tools>,
+    prompt: &Prompt,
+) -> Result<Option<StructuredOutputs>, ApiError> {
+    let served = app.served();
+    if asked.is_none() && tools.is_none() {
+        return Ok(None);
+    }
+    let text = prompt.text.as_deref().unwrap_or_default();
+    served.notation.form(asked, tools, text, served.encoder.tokenizer()?)
 }
 
 /// Tools as the template shows them.

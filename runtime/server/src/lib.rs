@@ -6,7 +6,7 @@
 //! | [`engine_loop`] | the one thread that owns the engine |
 //! | [`api`] | requests and answers as types: fields, schemas, errors |
 //! | [`prompt`], [`conversation`] | what a request says, in tokens |
-//! | [`tools`], [`notation`], [`parsers`], [`reader`] | tool calls and reasoning: what is asked, and what an answer's text has of them |
+//! | [`tools`], [`notation`], [`call_form`], [`parsers`], [`reader`] | tool calls and reasoning: what is asked, and what an answer's text has of them |
 //! | [`answer`], [`completions`], [`chat`], [`stream`] | what an engine says, in the API's words |
 //! | [`app`], [`routes`], [`auth`], [`request_log`], [`openapi`] | routes and what guards them |
 //! | [`serve`], [`listen`], [`tls`], [`local`] | connections, and how they end; routes without one |
@@ -24,6 +24,7 @@ pub mod answer;
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod call_form;
 pub mod chat;
 pub mod completions;
 pub mod config;

@@ -4,12 +4,14 @@
 //! leave it as the request says.
 
 use crate::{
-    parsers::{self, StreamParser, markers},
+    api::ApiError,
+    call_form,
+    parsers::{self, StreamParser, ToolChoice, markers},
     reader::Reader,
     tools::{Choice, Tools},
 };
 use rvllm_artifact::parsers::Parsers;
-use rvllm_engine::{SamplingParams, Tokenizer};
+use rvllm_engine::{SamplingParams, StructuredOutputs, Tokenizer};
 use std::sync::Arc;
 
 /// How a model's answers are read.
@@ -20,6 +22,8 @@ pub struct Notation {
     markup: Arc<[u32]>,
     /// Of reasoning alone.
     reasoning_markup: Arc<[u32]>,
+    /// A model that must call is held to its own notation.
+    own: bool,
 }
 
 impl Notation {
@@ -33,7 +37,8 @@ impl Notation {
             ids.dedup();
             ids.into()
         };
-        Notation { parsers, markup: of(parsers), reasoning_markup: of(Parsers { tool_call: None, ..parsers }) }
+        let own = tokenizer.is_some_and(|t| call_form::is_own(parsers, t));
+        Notation { parsers, markup: of(parsers), reasoning_markup: of(Parsers { tool_call: None, ..parsers }), own }
     }
 
     /// The parsers that it reads with.
@@ -45,6 +50,35 @@ impl Notation {
     pub fn keep_markup(&self, tools: Option<&Tools>, params: &mut SamplingParams) {
         let calls = tools.is_some_and(|t| t.choice != Choice::None);
         params.kept_special_tokens = if calls { self.markup.clone() } else { self.reasoning_markup.clone() };
+    }
+
+    /// The form that answers to `prompt` must have: `asked` for by the request, behind what is thought; else the one that
+    /// its tools ask for.
+    ///
+    /// # Errors
+    /// Both are asked for, or what the tools ask for cannot be followed.
+    pub fn form(
+        &self,
+        asked: Option<StructuredOutputs>,
+        tools: Option<&Tools>,
+        prompt: &str,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<StructuredOutputs>, ApiError> {
+        let forced = tools.is_some_and(|t| t.choice.is_forced());
+        match asked {
+            Some(form) if forced => {
+                let name = form.param.unwrap_or("structured_outputs");
+                Err(ApiError::field(name, format!("{name} and tool_choice ask for different forms of the answer")))
+            }
+            Some(form) => Ok(Some(StructuredOutputs { after: self.after_reasoning(prompt, tokenizer), ..form })),
+            None => tools.map_or(Ok(None), |t| call_form::form(self.parsers, tokenizer, t, prompt)),
+        }
+    }
+
+    /// The token behind which the answer proper begins, where `prompt` leaves reasoning open.
+    fn after_reasoning(&self, prompt: &str, tokenizer: &Tokenizer) -> Vec<u32> {
+        let tags = self.parsers.reasoning.and_then(|family| parsers::open_reasoning(family, prompt));
+        tags.and_then(|close| tokenizer.token_to_id(close)).into_iter().collect()
     }
 
     /// What reads one answer to `prompt`. `id_seed` must differ between answers; `show_reasoning`: the client wants it.
@@ -61,7 +95,8 @@ impl Notation {
             return None;
         }
         let list = tools.map_or(&[][..], |t| &t.list);
-        let request = parsers::Request { prompt, tools: list, choice: choice.of_parser(), id_seed };
-        Some(parsers::parser(tool_call.filter(|_| *choice != Choice::None), reasoning, &request))
+        let choice = if choice.is_forced() && self.own { ToolChoice::Auto } else { choice.of_parser() };
+        let request = parsers::Request { prompt, tools: list, choice, id_seed };
+        Some(parsers::parser(tool_call.filter(|_| choice != ToolChoice::None), reasoning, &request))
     }
 }

@@ -122,7 +122,7 @@ impl StructuredOutputs {
     ///
     /// # Errors
     /// A keyword cannot be honoured.
-    pub(super) fn schema(&self, given: &Value) -> Result<Value, GrammarError> {
+    pub fn schema(&self, given: &Value) -> Result<Value, GrammarError> {
         let parsed = match given {
             Value::String(text) => serde_json::from_str(text)
                 .map_err(|e| GrammarError::invalid("JSON schema", format!("it is no JSON: {e}")))?,

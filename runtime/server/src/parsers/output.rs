@@ -70,6 +70,18 @@ fn tags(family: ReasoningParser) -> Tags {
     if family == ReasoningParser::Mistral { MISTRAL_THINK } else { THINK }
 }
 
+/// The tag that ends the reasoning which a model of this family begins right after `prompt`; none where it does not, or
+/// says so itself.
+pub fn open_reasoning(family: ReasoningParser, prompt: &str) -> Option<&'static str> {
+    if family == ReasoningParser::OpenaiGptoss {
+        return None;
+    }
+    let [open, close] = tags(family).both();
+    let tail = prompt.trim_end();
+    let begins = family == ReasoningParser::DeepseekR1 && !tail.ends_with(close);
+    (begins || tail.ends_with(open)).then_some(close)
+}
+
 /// The markers that a parser of these notations looks for; where a model's tokenizer has special tokens of these names,
 /// they must be kept in the text.
 pub fn markers(tool: Option<ToolParser>, reasoning: Option<ReasoningParser>) -> Vec<&'static str> {
