@@ -12,7 +12,7 @@ demo: setup
 test: setup
 	cargo test --workspace
 
-# The official OpenAI client against `rvllm serve` on the demo model, which `make demo` compiles.
+# The official OpenAI clients, schemathesis and a browser against `rvllm serve` on the demo model, which `make demo` compiles.
 test-http:
 	tests/http/run.sh
 

