@@ -354,6 +354,9 @@ pub struct Engine {
     /// Compute every prompt whole
     #[arg(long, overrides_with = "enable_prefix_caching")]
     pub no_enable_prefix_caching: bool,
+    /// Order of service: fcfs is by arrival, priority by what requests say (smaller first), then by arrival
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+    pub scheduling_policy: SchedulingPolicy,
     /// The checkpoint's directory, for an artifact that does not hold its weights
     #[arg(long, value_name = "DIR")]
     pub weights_path: Option<PathBuf>,
@@ -369,6 +372,25 @@ pub struct Engine {
     /// Of requests that bring none: the flag is among those of sampling, and only a server gives it to the engine
     #[arg(skip)]
     pub seed: Option<i64>,
+}
+
+/// In which order requests are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SchedulingPolicy {
+    /// By arrival.
+    #[default]
+    Fcfs,
+    /// By priority, then by arrival.
+    Priority,
+}
+
+impl From<SchedulingPolicy> for rvllm_engine::SchedulingPolicy {
+    fn from(policy: SchedulingPolicy) -> Self {
+        match policy {
+            SchedulingPolicy::Fcfs => Self::Fcfs,
+            SchedulingPolicy::Priority => Self::Priority,
+        }
+    }
 }
 
 impl Engine {

@@ -83,6 +83,7 @@ fn engine_options(options: &cli::Engine) -> EngineOptions {
         kv_cache_memory_bytes: options.kv_cache_memory_bytes,
         memory_utilization: options.gpu_memory_utilization,
         enable_prefix_caching: options.prefix_caching(),
+        scheduling_policy: options.scheduling_policy.into(),
         weights: weights_option(options),
         seed: options.seed.map(|seed| seed as u64),
         ..EngineOptions::default()

@@ -36,7 +36,7 @@ pub struct Sequence {
 impl Answer {
     /// Takes in what a step added.
     pub fn extend(&mut self, output: Output) {
-        let Output { request_id: _, prompt_logprobs, sequences, finished } = output;
+        let Output { request_id: _, prompt_logprobs, sequences, finished, so_far: _ } = output;
         if prompt_logprobs.is_some() {
             self.prompt_logprobs = prompt_logprobs;
         }
@@ -194,7 +194,22 @@ mod tests {
         let logprob = Logprob { token_id: id, logprob: -0.5, rank: 1, decoded_token: Some(text.into()) };
         let sequence =
             SequenceOutput { index: 1, token_ids: vec![id], text: text.into(), logprobs: vec![vec![logprob]], finish };
-        Output { request_id: 4, prompt_logprobs: None, sequences: vec![sequence], finished: None }
+        let (sequences, so_far) = (vec![sequence], metrics(0));
+        Output { request_id: 4, prompt_logprobs: None, sequences, so_far, finished: None }
+    }
+
+    fn metrics(num_generated_tokens: u32) -> Metrics {
+        let now = Instant::now();
+        Metrics {
+            arrival: now,
+            first_scheduled: None,
+            first_token: None,
+            finished: now,
+            num_prompt_tokens: 1,
+            num_generated_tokens,
+            num_cached_tokens: 0,
+            num_preemptions: 0,
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use crate::error::Failure;
 use anyhow::Result;
 use clap::Args;
-use rvllm_engine::params::SamplingParams;
+use rvllm_engine::{RepetitionDetection, SamplingParams};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, str::FromStr};
@@ -73,6 +73,9 @@ pub struct Sampling {
     /// Go on after the model's end token
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Stopping")]
     pub ignore_eos: Option<bool>,
+    /// End an answer that repeats itself: '{"max_pattern_size": N, "min_pattern_size": N, "min_count": N}'
+    #[arg(long, value_name = "JSON", help_heading = "Stopping")]
+    pub repetition_detection: Option<Repetition>,
     /// Keep the stop text in the answer
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Stopping")]
     pub include_stop_str_in_output: Option<bool>,
@@ -80,7 +83,10 @@ pub struct Sampling {
     /// Log-probabilities of each token and of this many likeliest ones; -1 for all
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Log-probabilities")]
     pub logprobs: Option<i32>,
-    /// The same for the tokens of the prompt
+    /// Tokens whose log-probabilities are reported beside each token, likely or not: ids, comma-separated
+    #[arg(long, value_name = "IDS", value_delimiter = ',', help_heading = "Log-probabilities")]
+    pub logprob_token_ids: Option<Vec<u32>>,
+    /// The same as --logprobs for the tokens of the prompt
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Log-probabilities")]
     pub prompt_logprobs: Option<i32>,
 
@@ -96,7 +102,7 @@ pub struct Sampling {
     /// Make text of the tokens [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Text")]
     pub detokenize: Option<bool>,
-    /// Smaller is served first [default: 0]
+    /// Smaller is served first, under --scheduling-policy priority [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub priority: Option<i32>,
     /// Share kept KV only among prompts of the same salt
@@ -117,6 +123,19 @@ impl FromStr for LogitBias {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         serde_json::from_str(text).map_err(|e| format!("{e}; write '{{\"<token id>\": <number>}}'"))
+    }
+}
+
+/// When an answer counts as repeating itself. As text: a JSON object.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Repetition(pub RepetitionDetection);
+
+impl FromStr for Repetition {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        serde_json::from_str(text).map_err(|e| e.to_string())
     }
 }
 

@@ -148,6 +148,7 @@ fn mock(args: &cli::Serve) -> Result<(Engine, Served)> {
     limits.max_num_seqs = args.engine.max_num_seqs.unwrap_or(limits.max_num_seqs);
     let mut engine = mock::engine(Box::new(mock::MockForward::new(limits, step)))?;
     engine.set_prefix_caching(args.engine.prefix_caching().unwrap_or(true));
+    engine.set_scheduling_policy(args.engine.scheduling_policy.into());
     let encoder = mock::encoder(&engine);
     let card = ArtifactCard { target: MOCK.to_string(), ..ArtifactCard::default() };
     let defaults = SamplingParams { max_tokens: None, ..SamplingParams::default() };

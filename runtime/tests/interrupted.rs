@@ -87,7 +87,8 @@ fn output(request_id: RequestId, prompt: &[u32], at: usize) -> Output {
     };
     let added =
         SequenceOutput { index: 0, token_ids: vec![token], text: format!("<{token}>"), logprobs: vec![], finish };
-    Output { request_id, prompt_logprobs: None, sequences: vec![added], finished: done.then_some(metrics) }
+    let (sequences, finished) = (vec![added], done.then_some(metrics));
+    Output { request_id, prompt_logprobs: None, sequences, so_far: metrics, finished }
 }
 
 /// Longer prompts first, so that answers finish in the reverse of the input's order.

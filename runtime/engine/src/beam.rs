@@ -12,7 +12,7 @@ use crate::{
     error::EngineError,
     forward::Row,
     output::{Finish, FinishReason, SequenceOutput, StopReason},
-    request::Rules,
+    request::{Rules, report},
     row::TokenLogit,
     sampler::{self, RankedToken, Sampler, Scratch},
     text::Text,
@@ -66,25 +66,22 @@ struct Ended {
 /// The beams of a request.
 pub(crate) struct BeamSearch {
     num_prompt_tokens: usize,
-    /// Continues the prompt; absent where no text is wanted.
-    text: Option<Text>,
     live: Vec<Beam>,
     /// The best first.
     ended: Vec<Ended>,
 }
 
 impl BeamSearch {
-    /// One beam, which has no token yet. `text` continues the prompt.
-    pub(crate) fn new(rules: &Rules, num_prompt_tokens: usize, text: Option<Text>) -> BeamSearch {
-        let seeks = !rules.sampling.params.stop.is_empty();
+    /// One beam, which has no token yet. `seeker` continues the prompt, where there are stop strings to look for.
+    pub(crate) fn new(rules: &Rules, num_prompt_tokens: usize, seeker: Option<Text>) -> BeamSearch {
         let root = Beam {
             sampler: Sampler::new(rules.sampling.clone(), 0),
             cumulative: 0.0,
-            text: text.clone().filter(|_| seeks),
+            text: seeker,
             logprobs: vec![],
             offers: None,
         };
-        BeamSearch { num_prompt_tokens, text, live: vec![root], ended: vec![] }
+        BeamSearch { num_prompt_tokens, live: vec![root], ended: vec![] }
     }
 
     /// Forgets what was offered in this turn: all beams are computed again.
@@ -106,7 +103,7 @@ impl BeamSearch {
             return Ok(Turn::Waits);
         }
         let next = self.turn(rules);
-        Ok(if next.is_empty() { Turn::Ends(self.answers(rules)?) } else { Turn::Goes(next) })
+        Ok(if next.is_empty() { Turn::Ends(self.answers()) } else { Turn::Goes(next) })
     }
 
     fn turn(&mut self, rules: &Rules) -> Vec<(u32, u32)> {
@@ -163,13 +160,11 @@ impl BeamSearch {
         self.live.iter().all(|b| best(b) <= worst)
     }
 
-    fn answers(&mut self, rules: &Rules) -> Result<Vec<SequenceOutput>, EngineError> {
+    fn answers(&mut self) -> Vec<SequenceOutput> {
         let answer = |(index, ended): (u32, Ended)| {
             let Ended { tokens, logprobs, finish, .. } = ended;
-            let logprobs = logprobs.into_iter().map(|l| rules.report(Arc::unwrap_or_clone(l)));
-            let text = self.text.clone().map(|text| read(text, &tokens, &finish)).transpose()?.unwrap_or_default();
-            let logprobs = logprobs.collect::<Result<_, _>>()?;
-            Ok(SequenceOutput { index, token_ids: tokens, text, logprobs, finish: Some(finish) })
+            let logprobs = logprobs.into_iter().map(|l| report(Arc::unwrap_or_clone(l))).collect();
+            SequenceOutput { index, token_ids: tokens, text: String::new(), logprobs, finish: Some(finish) }
         };
         (0..).zip(mem::take(&mut self.ended)).map(answer).collect()
     }
@@ -189,7 +184,8 @@ impl Beam {
         let offer = |t: TokenLogit| {
             // Rounding must not make a token likelier than certain.
             let logprob = (f64::from(t.logit) - logsumexp).min(0.0);
-            let logprobs = reported.as_ref().map(|top| Arc::new(sampler::ranked(row, t.id, top)));
+            let logprobs =
+                reported.as_ref().map(|top| Arc::new(sampler::ranked(row, t.id, top, &params.logprob_token_ids)));
             self.offer(rules, t.id, logprob, logprobs)
         };
         possible.map(offer).collect()
@@ -229,16 +225,4 @@ fn score(cumulative: f64, num_tokens: usize, rules: &Rules) -> f64 {
 fn log_sum_exp(row: &Row<'_>) -> f64 {
     let max = f64::from(row.max);
     max + row.logits.iter().map(|l| (f64::from(*l) - max).exp()).sum::<f64>().ln()
-}
-
-/// The text of a whole answer.
-fn read(mut text: Text, tokens: &[u32], finish: &Finish) -> Result<String, EngineError> {
-    // A stop string is found again where it was found.
-    let found = matches!(finish.stop_reason, Some(StopReason::Text(_)));
-    let mut all = String::new();
-    for (i, token) in (1..).zip(tokens) {
-        let mut end = (i == tokens.len() && !found).then(|| finish.clone());
-        all += &text.push(*token, &mut end)?;
-    }
-    Ok(all)
 }

@@ -53,11 +53,6 @@ impl BlockTables {
         self.prefix_caching = enabled;
     }
 
-    /// Blocks that nobody holds.
-    pub fn num_free(&self) -> usize {
-        self.pool.num_free()
-    }
-
     /// Fills in what is known here.
     pub fn report(&self, stats: &mut Stats) {
         stats.num_blocks = self.pool.num_blocks();
@@ -77,11 +72,12 @@ impl BlockTables {
         hashes.iter().map_while(|hash| self.pool.find(*hash)).collect()
     }
 
-    /// Gives a waiting sequence blocks for all its tokens, the first of them `found`. False where they do not suffice.
-    pub fn admit(&mut self, sequence: &mut Sequence, found: &[BlockId]) -> bool {
+    /// Gives a waiting sequence blocks for all its tokens, the first of them `found`. False where they do not suffice, or
+    /// fewer than `spare` would be left.
+    pub fn admit(&mut self, sequence: &mut Sequence, found: &[BlockId], spare: usize) -> bool {
         let more = self.blocks_of(sequence) - found.len();
         let found_free = found.iter().filter(|block| self.pool.ref_count(**block) == 0).count();
-        if more + found_free > self.pool.num_free() {
+        if more + found_free + spare > self.pool.num_free() {
             return false;
         }
         // Held before any is allocated: a free block that was found may be the next to be taken.
@@ -92,9 +88,9 @@ impl BlockTables {
         true
     }
 
-    /// Whether there are blocks for all tokens of several sequences, even if they share none.
-    pub fn have_room_for(&self, sequences: &[Sequence]) -> bool {
-        sequences.iter().map(|s| self.blocks_of(s)).sum::<usize>() <= self.pool.num_free()
+    /// Whether there are blocks for all tokens of several sequences, even if they share none, and `spare` ones beside.
+    pub fn have_room_for(&self, sequences: &[Sequence], spare: usize) -> bool {
+        sequences.iter().map(|s| self.blocks_of(s)).sum::<usize>() + spare <= self.pool.num_free()
     }
 
     /// Gives a running sequence the blocks for all its tokens, and its own copy of the block that it writes first.

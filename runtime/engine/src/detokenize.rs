@@ -9,7 +9,7 @@
 //!   are valid text (invalid bytes of a byte-fallback tokenizer are replaced one by one);
 //! - the window stays short: it restarts where its text is complete.
 
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{Decode, TokenizerError};
 use std::sync::Arc;
 
 /// Tokens of the prompt that the first window begins with, so that the answer's first space is kept.
@@ -22,7 +22,7 @@ const MOST_HELD: usize = 3;
 /// The text of one sequence.
 #[derive(Clone)]
 pub struct Detokenizer {
-    tokenizer: Arc<Tokenizer>,
+    tokenizer: Arc<dyn Decode>,
     skip_special_tokens: bool,
     /// Special tokens that are not skipped.
     kept: Arc<[u32]>,
@@ -41,7 +41,7 @@ impl Detokenizer {
     /// # Errors
     /// The tokenizer's decoder refuses the prompt.
     pub fn new(
-        tokenizer: Arc<Tokenizer>,
+        tokenizer: Arc<dyn Decode>,
         prompt: &[u32],
         skip_special_tokens: bool,
         spaces_between_special_tokens: bool,
@@ -169,7 +169,7 @@ mod tests {
     use crate::tokenizer::fakes::{byte_fallback, byte_level};
     use proptest::prelude::*;
 
-    fn stream(tokenizer: Tokenizer, prompt: &[u32], tokens: &[u32]) -> Vec<String> {
+    fn stream(tokenizer: impl Decode + 'static, prompt: &[u32], tokens: &[u32]) -> Vec<String> {
         let mut d = Detokenizer::new(Arc::new(tokenizer), prompt, true, true).unwrap();
         let mut texts: Vec<String> = tokens.iter().map(|t| d.push(*t).unwrap()).collect();
         texts.push(d.finish().unwrap());
@@ -213,7 +213,7 @@ mod tests {
     fn some_special_tokens_are_kept_where_others_are_skipped() {
         let d = Detokenizer::new(Arc::new(byte_level()), &[256, 258], true, true).unwrap();
         let mut d = d.keeping([258].into()).unwrap();
-        let tokens = d.tokenizer.encode("a<s>b<sep></s>c<sep>", false).unwrap();
+        let tokens = byte_level().encode("a<s>b<sep></s>c<sep>", false).unwrap();
         let text: String = tokens.iter().map(|t| d.push(*t).unwrap()).collect();
         assert_eq!(text + &d.finish().unwrap(), "ab<sep>c<sep>");
     }
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn long_runs_of_garbage_keep_the_window_short() {
         let mut d = Detokenizer::new(Arc::new(byte_level()), &[], true, true).unwrap();
-        let continuation = d.tokenizer.encode("é", false).unwrap()[1];
+        let continuation = byte_level().encode("é", false).unwrap()[1];
         for _ in 0..500 {
             d.push(continuation).unwrap();
         }

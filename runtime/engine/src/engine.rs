@@ -4,7 +4,8 @@
 //! - what a request yields depends on itself alone: its prompt, its parameters, its seed;
 //! - a request is refused when it is added, or finishes; none is dropped;
 //! - every finished request has been reported as finished exactly once;
-//! - `deadlines` has an entry for each request with a deadline, and no other.
+//! - `deadlines` has an entry for each request with a deadline, and no other;
+//! - nothing of a step waits for text: where the caller reads it elsewhere, outputs have tokens alone.
 
 use crate::{
     admission::{capacity, check_fits, check_prompt, truncate},
@@ -13,15 +14,16 @@ use crate::{
     forward::{Forward, Limits, Reads, Row},
     grammar::{Grammar, GrammarCompiler, workers::MaskWorkers},
     memory::MemoryTable,
-    output::{Metrics, Output, RequestId, SequenceOutput},
-    params::SamplingParams,
+    output::{Finish, Logprobs, Metrics, Output, RequestId, SequenceOutput},
+    params::{ParamError, SamplingParams, check},
     random,
     request::{Request, Rules},
     sampler::{SamplingRules, Scratch},
-    scheduler::Scheduler,
+    scheduler::{Scheduler, SchedulingPolicy},
     sequence::{Sequence, SequenceKey},
     stats::Stats,
     step::Step,
+    text::{Text, Transcript},
     tokenizer::Tokenizer,
 };
 use std::{
@@ -55,6 +57,9 @@ pub struct Engine {
     memory: MemoryTable,
     threads: usize,
     num_arrived: u64,
+    policy: SchedulingPolicy,
+    /// Of requests that want text; `None` where the caller makes it.
+    transcripts: Option<HashMap<RequestId, Transcript>>,
     step: Step,
     queue: Queue,
     grammars: Arc<GrammarCompiler>,
@@ -88,7 +93,7 @@ impl Engine {
         let scheduler = Scheduler::new(*forward.limits());
         let (requests, deadlines, scratch) = (HashMap::new(), BTreeSet::new(), Scratch::default());
         let queue = Queue { scheduler, requests, deadlines, scratch, outputs: vec![] };
-        let (eos_token_ids, step): (Arc<[u32]>, Step) = (eos_token_ids.into(), Step::default());
+        let eos_token_ids: Arc<[u32]> = eos_token_ids.into();
         let vocab_size = forward.limits().vocab_size;
         let grammars = Arc::new(GrammarCompiler::new(tokenizer.clone(), eos_token_ids.clone(), vocab_size));
         let mask_workers = MaskWorkers::default();
@@ -100,7 +105,9 @@ impl Engine {
             memory,
             threads,
             num_arrived: 0,
-            step,
+            policy: SchedulingPolicy::default(),
+            transcripts: Some(HashMap::new()),
+            step: Step::default(),
             queue,
             grammars,
             mask_workers,
@@ -111,6 +118,17 @@ impl Engine {
     /// same bits either way.
     pub fn set_prefix_caching(&mut self, enabled: bool) {
         self.queue.scheduler.set_prefix_caching(enabled);
+    }
+
+    /// In which order requests are served; [`SchedulingPolicy::Fcfs`] unless told otherwise.
+    pub fn set_scheduling_policy(&mut self, policy: SchedulingPolicy) {
+        self.policy = policy;
+    }
+
+    /// Leaves text to the caller, who makes it with a [`Transcript`] of each request and tells the engine of stop strings
+    /// with [`Engine::stop`]. Counts for requests that are added from now on.
+    pub fn leave_text_to_caller(&mut self) {
+        self.transcripts = None;
     }
 
     /// Queues a request. `params` are validated here, and their grammar is compiled, where they have one.
@@ -144,6 +162,7 @@ impl Engine {
             return Err(EngineError::DuplicateRequest(id));
         }
         params.validate(limits.vocab_size, limits.max_model_len)?;
+        self.check_policy(&params)?;
         let prompt = truncate(prompt_token_ids, &params, &limits);
         check_prompt(&prompt, &limits)?;
         check_fits(prompt.len(), &params, &limits)?;
@@ -151,17 +170,31 @@ impl Engine {
         let mut sequence = Sequence::new(key, id, prompt.clone(), params.prompt_logprobs.is_some());
         sequence.beam = params.use_beam_search;
         sequence.cache_salt = params.cache_salt.as_deref().map(Arc::from);
+        let (transcript, seeker) = self.texts(&prompt, &params)?;
         let rules = self.rules(id, &prompt, params, grammar)?;
-        self.queue.requests.insert(id, Request::new(key, rules, prompt)?);
+        self.queue.requests.insert(id, Request::new(key, rules, prompt, seeker));
         self.queue.scheduler.add(sequence);
         self.num_arrived += 1;
+        if let (Some(transcripts), Some(transcript)) = (&mut self.transcripts, transcript) {
+            transcripts.insert(id, transcript);
+        }
         Ok(())
     }
 
     /// Gives a request up: its unfinished sequences finish with reason `abort` in the output returned. `None` where
     /// there is no such request.
     pub fn abort(&mut self, id: RequestId) -> Option<Output> {
+        self.transcripts.as_mut().and_then(|t| t.remove(&id));
         self.queue.abort(id)
+    }
+
+    /// Ends answer `index` of a request, in whose text a stop string was found. Its `finish` is in the output returned,
+    /// which ends the request where that was its last answer. `None` where there is no such answer, or it has ended.
+    pub fn stop(&mut self, id: RequestId, index: u32, finish: Finish) -> Option<Output> {
+        let (so_far, finished) = self.queue.stop(id, index)?;
+        let finish = Some(finish);
+        let ended = SequenceOutput { index, token_ids: vec![], text: String::new(), logprobs: vec![], finish };
+        Some(Output { request_id: id, prompt_logprobs: None, sequences: vec![ended], so_far, finished })
     }
 
     /// Gives a request up in the first step after `deadline`: its unfinished sequences finish with reason `abort` in
@@ -183,7 +216,7 @@ impl Engine {
         let limits = *self.forward.limits();
         self.step.fill(self.queue.scheduler.scheduled(), limits.block_size as usize, limits.query_tile as usize);
         if self.step.num_tokens() == 0 {
-            return Ok(std::mem::take(&mut self.queue.outputs));
+            return self.written();
         }
         let uses = self.queue.row_uses();
         self.step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
@@ -193,7 +226,7 @@ impl Engine {
             self.queue.take_row(row_use, &logits.row(i))?;
         }
         self.mask_workers.submit(&mut self.queue.scratch.masks);
-        Ok(std::mem::take(&mut self.queue.outputs))
+        self.written()
     }
 
     /// Whether a further step has something to do.
@@ -201,39 +234,19 @@ impl Engine {
         !self.queue.requests.is_empty()
     }
 
-    /// Sequences that hold blocks.
-    pub fn num_running(&self) -> usize {
-        self.stats().num_running
-    }
-
-    /// Sequences that wait for blocks.
-    pub fn num_waiting(&self) -> usize {
-        self.stats().num_waiting
-    }
-
     /// How it fares: queues, blocks, counters.
     pub fn stats(&self) -> Stats {
         self.queue.scheduler.stats()
     }
 
-    /// Sequences that run, and sequences that wait.
-    pub fn num_running_and_waiting(&self) -> (usize, usize) {
-        self.queue.scheduler.num_running_and_waiting()
-    }
-
-    /// Tokens that the last step computed, of prompts and answers.
-    pub fn num_step_tokens(&self) -> usize {
-        self.step.num_tokens()
-    }
-
-    /// Blocks of the KV cache that no sequence holds.
-    pub fn num_free_blocks(&self) -> usize {
-        self.queue.scheduler.num_free_blocks()
-    }
-
     /// The artifact's tokenizer, if it has one.
     pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
         self.tokenizer.as_ref()
+    }
+
+    /// Tokens that end an answer, the principal one first.
+    pub fn eos_token_ids(&self) -> &Arc<[u32]> {
+        &self.eos_token_ids
     }
 
     /// Where the memory goes.
@@ -261,6 +274,44 @@ impl Engine {
         &self.grammars
     }
 
+    fn check_policy(&self, params: &SamplingParams) -> Result<(), ParamError> {
+        let ok = params.priority == 0 || self.policy == SchedulingPolicy::Priority;
+        check(ok, "priority", params.priority, "0 unless the scheduling policy is priority (--scheduling-policy)")
+    }
+
+    /// What makes a request's text, where that is done here, and what looks for stop strings for its beams.
+    fn texts(
+        &self,
+        prompt: &[u32],
+        params: &SamplingParams,
+    ) -> Result<(Option<Transcript>, Option<Text>), EngineError> {
+        if !params.detokenize {
+            return Ok((None, None));
+        }
+        let tokenizer = self.tokenizer.as_ref().ok_or(EngineError::NoTokenizer("detokenize"))?;
+        let transcript = || Transcript::new(tokenizer.clone(), &self.eos_token_ids, prompt, params);
+        let seeker = || Text::new(tokenizer.clone(), &self.eos_token_ids, prompt, params);
+        let seeks = params.use_beam_search && !params.stop.is_empty();
+        Ok((self.transcripts.as_ref().map(|_| transcript()).transpose()?, seeks.then(seeker).transpose()?))
+    }
+
+    /// What the step yielded, with its text.
+    fn written(&mut self) -> Result<Vec<Output>, EngineError> {
+        let mut outputs = std::mem::take(&mut self.queue.outputs);
+        let Some(transcripts) = &mut self.transcripts else { return Ok(outputs) };
+        for output in &mut outputs {
+            let Some(transcript) = transcripts.get_mut(&output.request_id) else { continue };
+            for stopped in transcript.write(output)? {
+                let ended = self.queue.stop(output.request_id, stopped.index);
+                output.finished = output.finished.or(ended.and_then(|(_, finished)| finished));
+            }
+            if output.finished.is_some() {
+                transcripts.remove(&output.request_id);
+            }
+        }
+        Ok(outputs)
+    }
+
     fn rules(
         &self,
         id: RequestId,
@@ -269,16 +320,10 @@ impl Engine {
         grammar: Option<Arc<Grammar>>,
     ) -> Result<Rules, EngineError> {
         let most = capacity(&params, self.limits()) - prompt.len();
-        let tokenizer = match (&self.tokenizer, params.detokenize) {
-            (Some(tokenizer), true) => Some(tokenizer.clone()),
-            (None, true) => return Err(EngineError::NoTokenizer("detokenize")),
-            (_, false) => None,
-        };
         Ok(Rules {
             max_tokens: params.max_tokens.map_or(most, |m| most.min(m as usize)),
             eos_token_ids: if params.ignore_eos { [].into() } else { self.eos_token_ids.clone() },
             sampling: Arc::new(self.sampling_rules(id, prompt, params, grammar)?),
-            tokenizer,
         })
     }
 
@@ -325,7 +370,22 @@ impl Queue {
         for sequence in &sequences {
             self.scheduler.remove(request.key_of(sequence.index));
         }
-        Some(Output { request_id: id, prompt_logprobs: None, sequences, finished: Some(metrics) })
+        let finished = Some(metrics);
+        Some(Output { request_id: id, prompt_logprobs: None, sequences, so_far: metrics, finished })
+    }
+
+    /// Ends an answer: the request's metrics by now, and at its end where that was its last.
+    fn stop(&mut self, id: RequestId, index: u32) -> Option<(Metrics, Option<Metrics>)> {
+        let request = self.requests.get_mut(&id)?;
+        if !request.stop(index) {
+            return None;
+        }
+        self.scheduler.remove(request.key_of(index));
+        let (so_far, finished) = (request.metrics(), request.finished());
+        if finished.is_some() {
+            self.remove(id);
+        }
+        Some((so_far, finished))
     }
 
     fn abort_overdue(&mut self, now: Instant) {
@@ -383,20 +443,23 @@ impl Queue {
         }
         let Some(request) = self.requests.get_mut(&request_id) else { return Ok(()) };
         if !samples {
-            return request.add_prompt_logprobs(position, row);
+            request.add_prompt_logprobs(position, row);
+            return Ok(());
         }
         if request.searches() {
             return self.search(request_id, key, row);
         }
         let indices = request.start_answers(key.index);
         indices.clone().filter(|i| *i != key.index).for_each(|i| self.scheduler.fork(key, i));
-        indices.into_iter().try_for_each(|index| self.extend(request_id, index, row))
+        indices.into_iter().for_each(|index| self.extend(request_id, index, row));
+        Ok(())
     }
 
     /// Takes a beam's logits; where they complete a turn, the request's sequences become the next beams.
     fn search(&mut self, id: RequestId, key: SequenceKey, row: &Row<'_>) -> Result<(), EngineError> {
         let Some(request) = self.requests.get_mut(&id) else { return Ok(()) };
         let (turn, finished) = request.offer(key.index, row, &mut self.scratch)?;
+        let so_far = request.metrics();
         match turn {
             Turn::Waits => {}
             Turn::Goes(next) => self.scheduler.branch(key, &next),
@@ -404,28 +467,28 @@ impl Queue {
                 let mut prompt_logprobs = request.take_prompt_logprobs();
                 self.scheduler.branch(key, &[]);
                 self.remove(id);
-                answers.into_iter().for_each(|a| self.report(id, a, prompt_logprobs.take(), finished));
+                answers.into_iter().for_each(|a| self.report(id, a, prompt_logprobs.take(), so_far, finished));
             }
         }
         Ok(())
     }
 
     /// Chooses the next token of a sequence, and ends it where it is done.
-    fn extend(&mut self, id: RequestId, index: u32, row: &Row<'_>) -> Result<(), EngineError> {
-        let Some(request) = self.requests.get_mut(&id) else { return Ok(()) };
+    fn extend(&mut self, id: RequestId, index: u32, row: &Row<'_>) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
         let key = request.key_of(index);
-        let output = request.choose(index, row, &mut self.scratch)?;
+        let output = request.choose(index, row, &mut self.scratch);
         if output.finish.is_some() {
             self.scheduler.remove(key);
         } else if let Some(sequence) = self.scheduler.sequence_mut(key) {
             sequence.token_ids.extend(&output.token_ids);
         }
-        let (prompt_logprobs, finished) = (request.take_prompt_logprobs(), request.finished());
+        let (so_far, finished) = (request.metrics(), request.finished());
+        let prompt_logprobs = request.take_prompt_logprobs();
         if finished.is_some() {
             self.remove(id);
         }
-        self.report(id, output, prompt_logprobs, finished);
-        Ok(())
+        self.report(id, output, prompt_logprobs, so_far, finished);
     }
 
     /// Adds to the request's output of this step. A request's sequences follow each other.
@@ -433,11 +496,13 @@ impl Queue {
         &mut self,
         request_id: RequestId,
         output: SequenceOutput,
-        prompt_logprobs: Option<Vec<Option<crate::output::Logprobs>>>,
+        prompt_logprobs: Option<Vec<Option<Logprobs>>>,
+        so_far: Metrics,
         finished: Option<Metrics>,
     ) {
         if self.outputs.last().is_none_or(|o| o.request_id != request_id) {
-            self.outputs.push(Output { request_id, prompt_logprobs: None, sequences: vec![], finished: None });
+            let (sequences, finished) = (vec![], None);
+            self.outputs.push(Output { request_id, prompt_logprobs: None, sequences, so_far, finished });
         }
         if let Some(last) = self.outputs.last_mut() {
             last.prompt_logprobs = last.prompt_logprobs.take().or(prompt_logprobs);

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`engine`], [`load`] | requests in, deltas out: the loop over the modules below |
 //! | [`params`], [`output`], [`error`] | what callers say and hear |
-//! | [`tokenizer`], [`detokenize`], [`stop`], [`chat`] | text to tokens and back |
+//! | [`tokenizer`], [`detokenize`], [`stop`], [`text`], [`chat`] | text to tokens and back |
 //! | [`scheduler`], [`sequence`], [`stats`] | which tokens a step computes |
 //! | [`block_table`], [`block_pool`], [`block_hash`], [`memory`] | where their KV lies, and what of it is found again |
 //! | [`step`] | the one place that fills the step's arrays |
@@ -37,6 +37,7 @@ pub mod memory;
 pub mod output;
 pub mod params;
 pub mod random;
+pub mod repetition;
 mod request;
 pub mod row;
 pub mod sampler;
@@ -46,7 +47,7 @@ pub mod stats;
 pub mod step;
 pub mod stop;
 pub mod team;
-mod text;
+pub mod text;
 pub mod tokenizer;
 
 pub use chat::{ChatError, ChatTemplate, Conversation};
@@ -58,5 +59,8 @@ pub use load::{DeviceChoice, EngineOptions, WeightsOption};
 pub use memory::{DeviceTable, MemoryTable};
 pub use output::{Finish, FinishReason, Logprob, Logprobs, Metrics, Output, RequestId, SequenceOutput, StopReason};
 pub use params::{ParamError, SamplingParams};
+pub use repetition::RepetitionDetection;
+pub use scheduler::SchedulingPolicy;
 pub use stats::Stats;
-pub use tokenizer::{Tokenizer, TokenizerError};
+pub use text::Transcript;
+pub use tokenizer::{Decode, Tokenizer, TokenizerError};

@@ -10,6 +10,7 @@ use crate::{
     executor::Executor,
     forward::{Forward, Limits},
     memory::{self, BlockBudget, MemoryTable},
+    scheduler::SchedulingPolicy,
     tokenizer::Tokenizer,
 };
 use rvllm_artifact::{
@@ -74,6 +75,8 @@ pub struct EngineOptions {
     pub memory_utilization: Option<f32>,
     /// Whether sequences find the KV of prompts that begin alike instead of computing it; they do.
     pub enable_prefix_caching: Option<bool>,
+    /// In which order requests are served.
+    pub scheduling_policy: SchedulingPolicy,
     /// Where the weights come from.
     pub weights: WeightsOption,
     /// Makes answers to requests without a seed repeatable: theirs are drawn from this one and their id.
@@ -114,6 +117,7 @@ impl Engine {
             memory,
             threads,
         });
+        engine.set_scheduling_policy(options.scheduling_policy);
         engine.set_prefix_caching(options.enable_prefix_caching.unwrap_or(true));
         Ok(engine)
     }

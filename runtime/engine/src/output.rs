@@ -14,6 +14,8 @@ pub struct Output {
     pub prompt_logprobs: Option<Vec<Option<Logprobs>>>,
     /// What was added to its sequences; those without news are absent.
     pub sequences: Vec<SequenceOutput>,
+    /// Times and counts by now, of the request's steps: whoever ends its answers knows them without waiting.
+    pub so_far: Metrics,
     /// Present when the last sequence has finished: nothing more comes.
     pub finished: Option<Metrics>,
 }
@@ -25,7 +27,7 @@ pub struct SequenceOutput {
     pub index: u32,
     /// New tokens.
     pub token_ids: Vec<u32>,
-    /// New text. Tokens whose characters are incomplete, or that may begin a stop string, show up later.
+    /// New text, which a [`crate::text::Transcript`] fills in. Tokens whose characters are incomplete, or that may begin a stop string, show up later.
     pub text: String,
     /// One per new token, where asked for.
     pub logprobs: Vec<Logprobs>,
@@ -45,7 +47,7 @@ pub struct Logprob {
     pub logprob: f32,
     /// 1 for the most likely.
     pub rank: u32,
-    /// Its text alone; `None` where the request does not detokenize.
+    /// Its text alone, which a [`crate::text::Transcript`] fills in; `None` where the request does not detokenize.
     pub decoded_token: Option<String>,
 }
 
@@ -65,6 +67,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the model's length.
     Length,
+    /// Its tokens repeat, as `repetition_detection` says.
+    Repetition,
     /// The caller gave up.
     Abort,
     /// The answer could not go on; the stop reason says why.
@@ -72,11 +76,12 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    /// As in vLLM's and OpenAI's answers: `stop`, `length`, `abort`, `error`.
+    /// As in vLLM's and OpenAI's answers: `stop`, `length`, `repetition`, `abort`, `error`.
     pub fn as_str(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
+            FinishReason::Repetition => "repetition",
             FinishReason::Abort => "abort",
             FinishReason::Error => "error",
         }

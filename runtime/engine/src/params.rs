@@ -5,6 +5,7 @@
 //! - an unknown name, a wrong type and a value out of range each name the parameter, the value and what is allowed.
 
 use crate::grammar::StructuredOutputs;
+use crate::repetition::RepetitionDetection;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};
@@ -13,6 +14,8 @@ use std::{collections::BTreeMap, sync::Arc};
 pub const MAX_LOGPROBS: i32 = 20;
 /// Most sequences of one request.
 pub const MAX_N: u32 = 16384;
+/// Most tokens that `logprob_token_ids` may name.
+pub const MAX_LOGPROB_TOKEN_IDS: usize = 128;
 /// Most beams of one request.
 pub const MAX_BEAM_WIDTH: u32 = 256;
 /// Below this a positive temperature overflows the softmax's range; it is raised to it.
@@ -81,7 +84,12 @@ pub struct SamplingParams {
     pub allowed_token_ids: Option<Vec<u32>>,
     /// Alternatives reported beside each token: 0 to 20, or -1 for the whole vocabulary.
     pub logprobs: Option<i32>,
-    /// The same for each token of the prompt.
+    /// Tokens whose log-probabilities are reported beside each token, likely or not, where `logprobs` is given.
+    #[serde(deserialize_with = "null_is_default")]
+    pub logprob_token_ids: Vec<u32>,
+    /// Ends an answer that repeats itself.
+    pub repetition_detection: Option<RepetitionDetection>,
+    /// The same as `logprobs` for each token of the prompt.
     pub prompt_logprobs: Option<i32>,
     /// Leaves special tokens out of the text.
     pub skip_special_tokens: bool,
@@ -127,6 +135,8 @@ impl Default for SamplingParams {
             bad_words: vec![],
             allowed_token_ids: None,
             logprobs: None,
+            logprob_token_ids: vec![],
+            repetition_detection: None,
             prompt_logprobs: None,
             skip_special_tokens: true,
             kept_special_tokens: Arc::default(),
@@ -199,6 +209,7 @@ impl SamplingParams {
         self.check_lengths(max_model_len)?;
         self.check_tokens(vocab_size)?;
         self.check_texts()?;
+        self.check_named()?;
         self.normalize();
         Ok(())
     }
@@ -260,12 +271,23 @@ impl SamplingParams {
             None => Ok(()),
         };
         check_ids("stop_token_ids", Box::new(self.stop_token_ids.iter()))?;
+        check_ids("logprob_token_ids", Box::new(self.logprob_token_ids.iter()))?;
         check_ids("allowed_token_ids", Box::new(self.allowed_token_ids.iter().flatten()))?;
         check_ids("logit_bias", Box::new(self.logit_bias.iter().flat_map(|b| b.keys())))?;
         let empty = self.allowed_token_ids.as_ref().is_some_and(Vec::is_empty);
         check(!empty, "allowed_token_ids", "empty", "a list of at least one token id")?;
         let not_finite = self.logit_bias.iter().flatten().find(|(_, bias)| bias.is_nan());
         check(not_finite.is_none(), "logit_bias", "not a number", "a number for each token id")
+    }
+
+    fn check_named(&self) -> Result<(), ParamError> {
+        let (count, most) = (self.logprob_token_ids.len(), format!("at most {MAX_LOGPROB_TOKEN_IDS} token ids"));
+        check(count <= MAX_LOGPROB_TOKEN_IDS, "logprob_token_ids", format!("a list of {count}"), most)?;
+        let reported = count == 0 || self.logprobs.is_some();
+        check(reported, "logprob_token_ids", "set", "empty unless logprobs are asked for")?;
+        let Some(detection) = &self.repetition_detection else { return Ok(()) };
+        check(!self.use_beam_search, "repetition_detection", "set", "absent with use_beam_search")?;
+        detection.check()
     }
 
     fn check_texts(&self) -> Result<(), ParamError> {
@@ -278,6 +300,8 @@ impl SamplingParams {
     }
 
     fn normalize(&mut self) {
+        self.logprob_token_ids.sort_unstable();
+        self.logprob_token_ids.dedup();
         self.top_k = self.top_k.max(0);
         self.seed = self.seed.filter(|s| *s >= 0);
         if self.temperature > 0.0 {
@@ -289,7 +313,7 @@ impl SamplingParams {
     }
 }
 
-fn check(ok: bool, name: &str, value: impl ToString, allowed: impl Into<String>) -> Result<(), ParamError> {
+pub(crate) fn check(ok: bool, name: &str, value: impl ToString, allowed: impl Into<String>) -> Result<(), ParamError> {
     if ok { Ok(()) } else { Err(error(name, value, allowed)) }
 }
 
@@ -350,7 +374,7 @@ mod tests {
     fn every_name_is_read_back() {
         let p = SamplingParams { n: 2, logprobs: Some(-1), bad_words: vec!["x".into()], ..SamplingParams::default() };
         assert_eq!(SamplingParams::default().overridden(&object(&p)).unwrap(), p);
-        assert_eq!(SamplingParams::names().len(), 29);
+        assert_eq!(SamplingParams::names().len(), 31);
     }
 
     #[test]

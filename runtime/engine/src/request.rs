@@ -14,9 +14,11 @@ use crate::{
     sampler::{self, RankedToken, Sampler, SamplingRules, Scratch},
     sequence::{Sequence, SequenceKey},
     text::Text,
-    tokenizer::Tokenizer,
 };
 use std::{ops::Range, sync::Arc, time::Instant};
+
+/// The stop reason of an answer that repeats itself, in vLLM's words.
+const REPETITION: &str = "repetition_detected";
 
 /// What all answers of a request share.
 #[derive(Clone)]
@@ -26,11 +28,16 @@ pub(crate) struct Rules {
     pub(crate) eos_token_ids: Arc<[u32]>,
     /// Most tokens of an answer, the model's length considered.
     pub(crate) max_tokens: usize,
-    /// Present where text is wanted.
-    pub(crate) tokenizer: Option<Arc<Tokenizer>>,
 }
 
 impl Rules {
+    /// Whether an answer has come to repeat itself.
+    fn repetition(&self, output: &[u32]) -> Option<Finish> {
+        let repeats = self.sampling.params.repetition_detection.as_ref().is_some_and(|r| r.finds(output));
+        let stop_reason = Some(StopReason::Text(REPETITION.into()));
+        repeats.then_some(Finish { reason: FinishReason::Repetition, stop_reason })
+    }
+
     /// Whether the last of `num_tokens` tokens ends an answer, and how.
     pub(crate) fn finish(&self, token: u32, num_tokens: usize) -> Option<Finish> {
         let params = &self.sampling.params;
@@ -42,64 +49,51 @@ impl Rules {
         }
         (num_tokens >= self.max_tokens).then_some(Finish { reason: FinishReason::Length, stop_reason: None })
     }
+}
 
-    pub(crate) fn report(&self, tokens: Vec<RankedToken>) -> Result<Logprobs, EngineError> {
-        let report = |t: RankedToken| {
-            let decoded_token =
-                self.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&[t.id], false)).transpose()?;
-            Ok(Logprob { token_id: t.id, logprob: t.logprob, rank: t.rank, decoded_token })
-        };
-        tokens.into_iter().map(report).collect()
-    }
+pub(crate) fn report(tokens: Vec<RankedToken>) -> Logprobs {
+    let report = |t: RankedToken| Logprob { token_id: t.id, logprob: t.logprob, rank: t.rank, decoded_token: None };
+    tokens.into_iter().map(report).collect()
 }
 
 /// One answer.
 struct Answer {
     index: u32,
     sampler: Sampler,
-    text: Option<Text>,
     finished: bool,
 }
 
 impl Answer {
-    fn new(index: u32, rules: &Rules, text: Option<Text>) -> Answer {
-        Answer { index, sampler: Sampler::new(rules.sampling.clone(), index), text, finished: false }
+    fn new(index: u32, rules: &Rules) -> Answer {
+        Answer { index, sampler: Sampler::new(rules.sampling.clone(), index), finished: false }
     }
 
-    fn choose(&mut self, rules: &Rules, row: &Row<'_>, scratch: &mut Scratch) -> Result<SequenceOutput, EngineError> {
+    fn choose(&mut self, rules: &Rules, row: &Row<'_>, scratch: &mut Scratch) -> SequenceOutput {
         let params = &rules.sampling.params;
         let token = match self.sampler.sample(row, scratch) {
             Ok(token) => token,
             Err(error) => return self.fail(&error),
         };
-        let num_tokens = self.sampler.output().len();
-        let mut finish = rules.finish(token, num_tokens);
-        let complete = self.sampler.has_ended();
-        if complete {
-            // Its last token is text, unlike one that stops an answer.
-            finish.get_or_insert(Finish { reason: FinishReason::Length, stop_reason: None });
+        let finish = rules.finish(token, self.sampler.output().len());
+        let mut finish = finish.or_else(|| rules.repetition(self.sampler.output()));
+        if self.sampler.has_ended() && finish.as_ref().is_none_or(|f| f.reason == FinishReason::Length) {
+            // What the grammar asks for is whole.
+            finish = Some(Finish { reason: FinishReason::Stop, stop_reason: None });
         }
-        let text = match &mut self.text {
-            Some(text) => text.push(token, &mut finish)?,
-            None => String::new(),
-        };
-        if let Some(last) = finish.as_mut().filter(|f| complete && f.reason == FinishReason::Length) {
-            last.reason = FinishReason::Stop;
-        }
-        let ranked = params.logprobs.map(|count| sampler::logprobs(row, token, count));
-        let logprobs = ranked.map(|tokens| rules.report(tokens)).transpose()?.into_iter().collect();
+        let ranked = params.logprobs.map(|count| sampler::logprobs(row, token, count, &params.logprob_token_ids));
         self.finished = finish.is_some();
-        Ok(SequenceOutput { index: self.index, token_ids: vec![token], text, logprobs, finish })
+        let logprobs = ranked.map(report).into_iter().collect();
+        SequenceOutput { index: self.index, token_ids: vec![token], text: String::new(), logprobs, finish }
     }
 }
 
 impl Answer {
     /// Ends where nothing can follow that the grammar allows.
-    fn fail(&mut self, error: &GrammarError) -> Result<SequenceOutput, EngineError> {
+    fn fail(&mut self, error: &GrammarError) -> SequenceOutput {
         self.finished = true;
         let stop_reason = Some(StopReason::Text(error.to_string().into()));
         let finish = Some(Finish { reason: FinishReason::Error, stop_reason });
-        Ok(SequenceOutput { index: self.index, token_ids: vec![], text: String::new(), logprobs: vec![], finish })
+        SequenceOutput { index: self.index, token_ids: vec![], text: String::new(), logprobs: vec![], finish }
     }
 }
 
@@ -119,7 +113,8 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    pub(crate) fn new(key: SequenceKey, rules: Rules, prompt: Vec<u32>) -> Result<Request, EngineError> {
+    /// `seeker` looks for stop strings where beams need that.
+    pub(crate) fn new(key: SequenceKey, rules: Rules, prompt: Vec<u32>, seeker: Option<Text>) -> Request {
         let now = Instant::now();
         let metrics = Metrics {
             arrival: now,
@@ -132,12 +127,11 @@ impl Request {
             num_preemptions: 0,
         };
         let prompt_logprobs = rules.sampling.params.prompt_logprobs.map(|_| vec![None]);
-        let text = text(&rules, &prompt)?;
         let (answers, beams) = match rules.sampling.params.use_beam_search {
-            true => (vec![], Some(BeamSearch::new(&rules, prompt.len(), text))),
-            false => (vec![Answer::new(0, &rules, text)], None),
+            true => (vec![], Some(BeamSearch::new(&rules, prompt.len(), seeker))),
+            false => (vec![Answer::new(0, &rules)], None),
         };
-        Ok(Request { key, deadline: None, rules, prompt, answers, beams, prompt_logprobs, metrics })
+        Request { key, deadline: None, rules, prompt, answers, beams, prompt_logprobs, metrics }
     }
 
     /// The key of its sequence `index`.
@@ -185,18 +179,12 @@ impl Request {
         }
         self.metrics.first_token = Some(Instant::now());
         let n = self.rules.sampling.params.n;
-        let text = self.answers[0].text.clone();
-        self.answers.extend((1..n).map(|i| Answer::new(i, &self.rules, text.clone())));
+        self.answers.extend((1..n).map(|i| Answer::new(i, &self.rules)));
         0..n
     }
 
     /// Chooses the next token of answer `index`.
-    pub(crate) fn choose(
-        &mut self,
-        index: u32,
-        row: &Row<'_>,
-        scratch: &mut Scratch,
-    ) -> Result<SequenceOutput, EngineError> {
+    pub(crate) fn choose(&mut self, index: u32, row: &Row<'_>, scratch: &mut Scratch) -> SequenceOutput {
         self.metrics.num_generated_tokens += 1;
         self.answers[index as usize].choose(&self.rules, row, scratch)
     }
@@ -210,11 +198,21 @@ impl Request {
     }
 
     /// Notes the logits at `position` of the prompt: they are about the token after it.
-    pub(crate) fn add_prompt_logprobs(&mut self, position: usize, row: &Row<'_>) -> Result<(), EngineError> {
-        let Some(count) = self.rules.sampling.params.prompt_logprobs else { return Ok(()) };
-        let reported = self.rules.report(sampler::logprobs(row, self.prompt[position + 1], count))?;
+    pub(crate) fn add_prompt_logprobs(&mut self, position: usize, row: &Row<'_>) {
+        let Some(count) = self.rules.sampling.params.prompt_logprobs else { return };
+        let reported = report(sampler::logprobs(row, self.prompt[position + 1], count, &[]));
         self.prompt_logprobs.get_or_insert_default().push(Some(reported));
-        Ok(())
+    }
+
+    /// Times and counts by now.
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.metrics
+    }
+
+    /// Ends answer `index`. False where it has ended, or not begun.
+    pub(crate) fn stop(&mut self, index: u32) -> bool {
+        let answer = self.answers.get_mut(index as usize);
+        answer.is_some_and(|a| !std::mem::replace(&mut a.finished, true))
     }
 
     /// The prompt's log-probabilities, once.
@@ -242,9 +240,4 @@ impl Request {
         let outputs = (0..self.rules.sampling.params.n).filter(unfinished).map(aborted).collect();
         (outputs, Metrics { finished: Instant::now(), ..self.metrics })
     }
-}
-
-fn text(rules: &Rules, prompt: &[u32]) -> Result<Option<Text>, EngineError> {
-    let text = |tokenizer: &Arc<Tokenizer>| Text::new(tokenizer.clone(), prompt, &rules.sampling.params);
-    Ok(rules.tokenizer.as_ref().map(text).transpose()?)
 }

@@ -46,6 +46,20 @@ impl<'a> Row<'a> {
         self.blocks_from(logit).map(at_least).sum::<usize>() as u32
     }
 
+    /// The rank of each of some tokens, in one pass.
+    pub fn ranks(&self, ids: &[u32]) -> Vec<u32> {
+        let mut bounds: Vec<f32> = ids.iter().map(|id| self.logits[*id as usize]).collect();
+        bounds.sort_unstable_by(f32::total_cmp);
+        // Entry `i` counts the logits that are at least bound `i - 1`, and below bound `i`.
+        let mut counts = vec![0; bounds.len() + 1];
+        let least = bounds.first().copied().unwrap_or(f32::INFINITY);
+        for logit in self.blocks_from(least).flat_map(|b| self.block(b)) {
+            counts[bounds.partition_point(|bound| bound <= logit)] += 1;
+        }
+        let at_least = |i: usize| counts[i + 1..].iter().sum();
+        ids.iter().map(|id| at_least(bounds.partition_point(|b| *b < self.logits[*id as usize]))).collect()
+    }
+
     /// The `count` most likely tokens, in order.
     pub fn top(&self, count: usize) -> Vec<TokenLogit> {
         let mut top = self.top_and_equals(count);
@@ -123,6 +137,8 @@ mod tests {
             let id = id % logits.len();
             let rank = logits.iter().filter(|l| **l >= logits[id]).count();
             prop_assert_eq!(row.rank(id as u32) as usize, rank);
+            let some: Vec<u32> = (0..logits.len() as u32).step_by(count + 1).collect();
+            prop_assert_eq!(row.ranks(&some), some.iter().map(|id| row.rank(*id)).collect::<Vec<_>>());
         }
     }
 }

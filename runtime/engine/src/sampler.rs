@@ -341,18 +341,20 @@ fn choose_of(candidates: &[(u32, f64)], u: f64) -> u32 {
     candidates[pick(&weights, &mut target)].0
 }
 
-/// The log-probability of `token`, then those of the `count` most likely, without repetition; -1 is all.
-pub fn logprobs(row: &Row<'_>, token: u32, count: i32) -> Vec<RankedToken> {
-    ranked(row, token, &row.top(usize::try_from(count).unwrap_or(row.logits.len())))
+/// The log-probability of `token`, then those of the `count` most likely (-1 is all) and of `named` ones, without
+/// repetition.
+pub fn logprobs(row: &Row<'_>, token: u32, count: i32, named: &[u32]) -> Vec<RankedToken> {
+    ranked(row, token, &row.top(usize::try_from(count).unwrap_or(row.logits.len())), named)
 }
 
-/// The log-probability of `token`, then those of the others of `top`, the most likely in order.
-pub fn ranked(row: &Row<'_>, token: u32, top: &[TokenLogit]) -> Vec<RankedToken> {
-    let logprob = |logit: f32| logit - row.logsumexp;
+/// The log-probability of `token`, then those of the others of `top`, the most likely in order, and of `named` ones.
+pub fn ranked(row: &Row<'_>, token: u32, top: &[TokenLogit], named: &[u32]) -> Vec<RankedToken> {
+    let of = |id: u32, rank| RankedToken { id, logprob: row.logits[id as usize] - row.logsumexp, rank };
     let rank = (1..).zip(top).find(|(_, t)| t.id == token).map_or_else(|| row.rank(token), |(rank, _)| rank);
-    let mut all = vec![RankedToken { id: token, logprob: logprob(row.logits[token as usize]), rank }];
-    let others = (1..).zip(top).filter(|(_, t)| t.id != token);
-    all.extend(others.map(|(rank, t)| RankedToken { id: t.id, logprob: logprob(t.logit), rank }));
+    let mut all = vec![of(token, rank)];
+    all.extend((1..).zip(top).filter(|(_, t)| t.id != token).map(|(rank, t)| of(t.id, rank)));
+    let others: Vec<u32> = named.iter().copied().filter(|id| all.iter().all(|t| t.id != *id)).collect();
+    all.extend(others.iter().zip(row.ranks(&others)).map(|(id, rank)| of(*id, rank)));
     all
 }
 

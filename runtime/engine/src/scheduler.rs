@@ -3,7 +3,8 @@
 //! Running sequences come first, oldest first, each with as many uncomputed tokens as the budget allows: one for a
 //! decode, a chunk for a prefill. Then waiting ones are admitted; they begin behind the KV that is found of them. Where
 //! blocks run out, the newest running sequence is preempted: it loses its blocks and computes its tokens again later.
-//! The beams of a request are admitted, preempted and given blocks as one: each waits for the others between two steps
+//! What waits is admitted where that leaves a free block to each sequence that runs, so that it is not preempted for
+//! their next tokens, nor they for its. The beams of a request are admitted, preempted and given blocks as one: each waits for the others between two steps
 //! of the search, so it must not be that some hold blocks that the others wait for.
 //!
 //! Invariants:
@@ -21,6 +22,16 @@ use crate::{
     stats::Stats,
 };
 use std::{collections::BTreeMap, ops::Range};
+
+/// In which order requests are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SchedulingPolicy {
+    /// By arrival. Requests bring no priority.
+    #[default]
+    Fcfs,
+    /// By the priority that requests bring, smaller first; equal ones by arrival.
+    Priority,
+}
 
 /// What is left of a step's bounds.
 struct Budget {
@@ -84,21 +95,6 @@ impl Scheduler {
         self.waiting.insert(sequence.key, sequence);
     }
 
-    /// Whether no sequence is left.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
-    }
-
-    /// Sequences that hold blocks, and sequences that wait for them.
-    pub fn num_running_and_waiting(&self) -> (usize, usize) {
-        (self.running.len(), self.waiting.len())
-    }
-
-    /// Blocks that nobody holds.
-    pub fn num_free_blocks(&self) -> usize {
-        self.tables.num_free()
-    }
-
     /// How it fares.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats { num_running: self.running.len(), num_waiting: self.waiting.len(), ..self.counted };
@@ -109,6 +105,12 @@ impl Scheduler {
     /// Whose sequences lost their blocks in the last [`Scheduler::schedule`].
     pub fn preempted(&self) -> &[RequestId] {
         &self.preempted
+    }
+
+    /// Which sequences hold blocks, and which wait for them, in order.
+    #[cfg(test)]
+    pub(crate) fn keys(&self) -> (Vec<SequenceKey>, Vec<SequenceKey>) {
+        (self.running.iter().map(|s| s.key).collect(), self.waiting.keys().copied().collect())
     }
 
     /// Chooses the tokens of the next step: sets `num_scheduled_tokens`, and returns the copies to make before it.
@@ -266,7 +268,8 @@ impl Scheduler {
             // Together they may need more sequences than a step has; then they are computed in several.
             beams => {
                 let room = fits || self.running.is_empty();
-                room && self.tables.have_room_for(beams) && beams.iter_mut().all(|s| self.admit_beam(s, budget))
+                room && self.tables.have_room_for(beams, self.running.len())
+                    && beams.iter_mut().all(|s| self.admit_beam(s, budget))
             }
         }
     }
@@ -275,7 +278,7 @@ impl Scheduler {
     fn admit_one(&mut self, sequence: &mut Sequence, budget: &mut Budget) -> bool {
         let found = self.tables.find(sequence);
         sequence.num_computed_tokens = found.len() * self.limits.block_size as usize;
-        if budget.chunk(sequence) == 0 || !self.tables.admit(sequence, &found) {
+        if budget.chunk(sequence) == 0 || !self.tables.admit(sequence, &found, self.running.len()) {
             sequence.num_computed_tokens = 0;
             return false;
         }
@@ -288,7 +291,7 @@ impl Scheduler {
     fn admit_beam(&mut self, beam: &mut Sequence, budget: &mut Budget) -> bool {
         let found = self.tables.find(beam);
         beam.num_computed_tokens = found.len() * self.limits.block_size as usize;
-        let admitted = self.tables.admit(beam, &found);
+        let admitted = self.tables.admit(beam, &found, 0);
         budget.spend(beam);
         self.tables.remember(beam);
         admitted

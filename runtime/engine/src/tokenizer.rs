@@ -29,6 +29,35 @@ pub enum TokenizerError {
     Decode(String),
 }
 
+/// Turns tokens into text.
+pub trait Decode: Send + Sync {
+    /// The text of tokens. Tokens that the vocabulary lacks have none.
+    ///
+    /// # Errors
+    /// The tokens are refused.
+    fn decode(&self, token_ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError>;
+
+    /// Whether the token was added to the vocabulary whole, as special tokens are.
+    fn is_added(&self, id: u32) -> bool;
+
+    /// Whether the token is one that texts are decoded without.
+    fn is_special(&self, id: u32) -> bool;
+}
+
+impl Decode for Tokenizer {
+    fn decode(&self, token_ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
+        Tokenizer::decode(self, token_ids, skip_special_tokens)
+    }
+
+    fn is_added(&self, id: u32) -> bool {
+        Tokenizer::is_added(self, id)
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        Tokenizer::is_special(self, id)
+    }
+}
+
 /// A tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,

@@ -5,16 +5,23 @@
 use crate::{
     api::{
         ApiError,
-        completion::{PromptLogprob, PromptLogprobs, PromptTokensDetails, StopReasonValue, Usage},
+        completion::{PromptLogprob, PromptLogprobs, StopReasonValue, Usage},
     },
     engine_loop::{EngineHandle, Job, Outputs},
-    prompt::Prompt,
+    prompt::{Prompt, beside},
     request_log::RequestLog,
 };
 use axum::http::StatusCode;
-use rvllm_engine::{Finish, FinishReason, Logprob, Logprobs, Output, SequenceOutput, StopReason};
+use rvllm_engine::{
+    Finish, FinishReason, Logprob, Logprobs, Metrics, Output, SequenceOutput, StopReason, TokenizerError, Transcript,
+};
 use serde::Serialize;
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Stands for the log-probability of what is impossible: JSON has no infinity.
 const IMPOSSIBLE: f32 = -9999.0;
@@ -45,6 +52,8 @@ pub struct Extras {
     pub prompt_text: bool,
     /// Has the prompt's log-probabilities.
     pub prompt_logprobs: bool,
+    /// Tokens whose log-probabilities are given, likely or not.
+    pub named: Arc<[u32]>,
     /// Answers of which a piece has been written: (prompt, index).
     pub begun: HashSet<(usize, u32)>,
 }
@@ -84,66 +93,115 @@ pub trait Writer: Send + 'static {
     fn set_usage(piece: &mut Self::Answer, usage: Usage);
 }
 
-/// A request on its way through the engine.
+/// A request on its way through the engine. Its text is made here, in its own task: what fails there fails alone.
 pub struct Running {
     outputs: Outputs,
-    unfinished: usize,
+    /// Of each prompt that is not answered yet.
+    prompts: Vec<Option<Answering>>,
     usage: Usage,
     engine: Arc<EngineHandle>,
     log: Arc<RequestLog>,
 }
 
+/// What is kept of a prompt while it is answered.
+struct Answering {
+    /// Absent while it is at work elsewhere, or where no text is wanted.
+    transcript: Option<Transcript>,
+}
+
 impl Running {
-    /// Hands a job to the engine.
+    /// Hands a job to the engine. It is given up after `timeout`, or after the server's own where that is shorter.
     ///
     /// # Errors
     /// It is refused.
-    pub async fn start(engine: &Arc<EngineHandle>, job: Job, log: Arc<RequestLog>) -> Result<Running, ApiError> {
-        let unfinished = job.prompts.len();
+    pub async fn start(
+        engine: &Arc<EngineHandle>,
+        job: Job,
+        timeout: Option<Duration>,
+        log: Arc<RequestLog>,
+    ) -> Result<Running, ApiError> {
         let prompt_tokens = job.prompts.iter().map(|p| p.len() as u64).sum();
-        let outputs = engine.submit(job).await?;
+        let answering = |prompt: &Vec<u32>| -> Result<_, ApiError> {
+            let transcript = caught(|| engine.transcript(prompt, &job.params))?;
+            Ok(Some(Answering { transcript }))
+        };
+        let prompts = job.prompts.iter().map(answering).collect::<Result<_, _>>()?;
+        let outputs = engine.submit(job, timeout).await?;
         let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
-        Ok(Running { outputs, unfinished, usage, engine: engine.clone(), log })
+        Ok(Running { outputs, prompts, usage, engine: engine.clone(), log })
     }
 
     /// What the next step adds, with the index of its prompt; `None` when all is said.
     ///
     /// # Errors
-    /// The request was given up, or the engine has failed.
+    /// The request was given up, its text cannot be made, or the engine has failed.
     pub async fn next(&mut self) -> Result<Option<(usize, Output)>, ApiError> {
-        if self.unfinished == 0 {
-            return Ok(None);
+        while !self.is_finished() {
+            let next = self.outputs.recv().await;
+            let seen = self.see(next.ok_or_else(|| self.engine.failure())?).await?;
+            if seen.is_some() {
+                return Ok(seen);
+            }
         }
-        let next = self.outputs.recv().await;
-        self.see(next.ok_or_else(|| self.engine.failure())?).map(Some)
+        Ok(None)
     }
 
     /// What further steps have added already.
     ///
     /// # Errors
-    /// The request was given up.
-    pub fn try_next(&mut self) -> Result<Option<(usize, Output)>, ApiError> {
-        self.outputs.try_recv().ok().map(|next| self.see(next)).transpose()
+    /// The request was given up, or its text cannot be made.
+    pub async fn try_next(&mut self) -> Result<Option<(usize, Output)>, ApiError> {
+        while let Ok(next) = self.outputs.try_recv() {
+            let seen = self.see(next).await?;
+            if seen.is_some() {
+                return Ok(seen);
+            }
+        }
+        Ok(None)
     }
 
-    fn see(&mut self, (prompt, output): (usize, Output)) -> Result<(usize, Output), ApiError> {
+    /// Makes the text, and counts. `None` where an output is about answers that have ended.
+    async fn see(&mut self, (prompt, output): (usize, Output)) -> Result<Option<(usize, Output)>, ApiError> {
+        if self.prompts[prompt].is_none() {
+            return Ok(None);
+        }
+        let output = self.write(prompt, output).await?;
         let tokens: usize = output.sequences.iter().map(|s| s.token_ids.len()).sum();
         self.usage.completion_tokens += tokens as u64;
         self.usage.total_tokens += tokens as u64;
-        if let Some(metrics) = &output.finished {
-            self.unfinished -= 1;
-            self.log.note_engine(metrics);
+        let over = |a: &Answering| a.transcript.as_ref().is_some_and(Transcript::is_over);
+        if output.finished.is_some() || self.prompts[prompt].as_ref().is_some_and(over) {
+            self.prompts[prompt] = None;
+            self.log.note_engine(&Metrics { finished: Instant::now(), ..output.so_far });
             let details = self.usage.prompt_tokens_details.get_or_insert_default();
-            *details =
-                PromptTokensDetails { cached_tokens: details.cached_tokens + u64::from(metrics.num_cached_tokens) };
+            details.cached_tokens += u64::from(output.so_far.num_cached_tokens);
         }
         let finishes = output.sequences.iter().filter_map(|s| s.finish.as_ref());
         finishes.clone().for_each(|f| self.log.note_finish(f.reason.as_str()));
         self.log.note_usage(&self.usage);
         match finishes.clone().find_map(failure) {
             Some(error) => Err(error),
-            None => Ok((prompt, output)),
+            None if output.sequences.is_empty() && output.finished.is_none() => Ok(None),
+            None => Ok(Some((prompt, output))),
         }
+    }
+
+    /// Makes the text of an output, and ends the answers in the engine that a stop string has ended.
+    async fn write(&mut self, prompt: usize, output: Output) -> Result<Output, ApiError> {
+        let transcript = self.prompts[prompt].as_mut().and_then(|a| a.transcript.take());
+        let Some(mut transcript) = transcript else { return Ok(output) };
+        let (id, weight) = (output.request_id, weight(&output));
+        let work = move || {
+            let mut output = output;
+            let stopped = caught(|| transcript.write(&mut output))?;
+            Ok((transcript, output, stopped))
+        };
+        let (transcript, output, stopped) = beside(weight, work).await?;
+        stopped.into_iter().for_each(|s| self.engine.stop(id, s));
+        if let Some(answering) = &mut self.prompts[prompt] {
+            answering.transcript = Some(transcript);
+        }
+        Ok(output)
     }
 
     /// Tokens taken so far.
@@ -153,7 +211,7 @@ impl Running {
 
     /// Whether all is said.
     pub fn is_finished(&self) -> bool {
-        self.unfinished == 0
+        self.prompts.iter().all(Option::is_none)
     }
 
     /// All outputs of each prompt, seen by the writer and joined, its answers in order.
@@ -161,7 +219,7 @@ impl Running {
     /// # Errors
     /// See [`Running::next`].
     pub async fn gather(&mut self, writer: &mut impl Writer) -> Result<Vec<Output>, ApiError> {
-        let mut all: Vec<Option<Output>> = (0..self.unfinished).map(|_| None).collect();
+        let mut all: Vec<Option<Output>> = self.prompts.iter().map(|_| None).collect();
         while let Some((prompt, output)) = self.next().await? {
             writer.see(&output);
             match &mut all[prompt] {
@@ -175,6 +233,20 @@ impl Running {
     }
 }
 
+/// Bytes of a prompt, about, whose encoding takes as long as the text of this output.
+fn weight(output: &Output) -> usize {
+    let alternatives = |s: &SequenceOutput| s.logprobs.iter().map(Vec::len).sum::<usize>();
+    let answers: usize = output.sequences.iter().map(|s| s.token_ids.len() + alternatives(s)).sum();
+    let of_prompt: usize = output.prompt_logprobs.iter().flatten().flatten().map(Vec::len).sum();
+    8 * (answers + of_prompt)
+}
+
+/// Does what makes text; a panic there is an error of this request.
+fn caught<T>(work: impl FnOnce() -> Result<T, TokenizerError>) -> Result<T, ApiError> {
+    let failed = |_| ApiError::internal("the tokens of the answer could not be turned into text");
+    Ok(panic::catch_unwind(AssertUnwindSafe(work)).map_err(failed)??)
+}
+
 fn join(all: &mut Output, more: Output) {
     all.prompt_logprobs = all.prompt_logprobs.take().or(more.prompt_logprobs);
     all.finished = more.finished;
@@ -186,7 +258,8 @@ fn join(all: &mut Output, more: Output) {
     }
 }
 
-fn extend(all: &mut SequenceOutput, added: SequenceOutput) {
+/// Adds what is new of an answer to what there was.
+pub fn extend(all: &mut SequenceOutput, added: SequenceOutput) {
     all.token_ids.extend(added.token_ids);
     all.text.push_str(&added.text);
     all.logprobs.extend(added.logprobs);
@@ -196,7 +269,7 @@ fn extend(all: &mut SequenceOutput, added: SequenceOutput) {
 /// What a client is told of an answer that will not be whole.
 fn failure(finish: &Finish) -> Option<ApiError> {
     match (finish.reason, &finish.stop_reason) {
-        (FinishReason::Stop | FinishReason::Length, _) => None,
+        (FinishReason::Stop | FinishReason::Length | FinishReason::Repetition, _) => None,
         (FinishReason::Error, Some(StopReason::Text(why))) => Some(ApiError::field("structured_outputs", why.as_ref())),
         (FinishReason::Error, _) => Some(ApiError::internal("the answer could not go on")),
         (FinishReason::Abort, _) => {
@@ -227,12 +300,12 @@ pub fn finite(logprob: f32) -> f32 {
     logprob.max(IMPOSSIBLE)
 }
 
-/// The likeliest `count` of the alternatives at a position, likeliest first.
-pub fn likeliest(alternatives: &[Logprob], count: usize) -> Vec<&Logprob> {
+/// The likeliest `count` of the alternatives at a position, and the `named` ones, likeliest first.
+pub fn likeliest<'a>(alternatives: &'a [Logprob], count: usize, named: &[u32]) -> Vec<&'a Logprob> {
     let mut all: Vec<&Logprob> = alternatives.iter().collect();
     all.sort_by_key(|l| l.rank);
-    all.truncate(count);
-    all
+    let likely = (0..).zip(all).filter(|(i, l)| *i < count || named.binary_search(&l.token_id).is_ok());
+    likely.map(|(_, l)| l).collect()
 }
 
 /// vLLM's `prompt_logprobs`: at each position the alternatives by token id.

@@ -22,7 +22,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use rvllm_engine::{Engine, SamplingParams, random};
+use rvllm_engine::{Decode, Engine, SamplingParams, random};
 use std::{
     collections::HashSet,
     sync::{
@@ -73,8 +73,22 @@ impl App {
     /// # Errors
     /// The keys cannot be read, or two metrics have one name.
     pub fn start(engine: Engine, served: Served, config: Config) -> Result<(Arc<App>, JoinHandle<()>), StartError> {
+        let decoder = engine.tokenizer().map(|t| t.clone() as Arc<dyn Decode>);
+        App::start_with_decoder(engine, decoder, served, config)
+    }
+
+    /// Starts the engine's thread, and makes text of its tokens with a decoder of the caller's.
+    ///
+    /// # Errors
+    /// See [`App::start`].
+    pub fn start_with_decoder(
+        engine: Engine,
+        decoder: Option<Arc<dyn Decode>>,
+        served: Served,
+        config: Config,
+    ) -> Result<(Arc<App>, JoinHandle<()>), StartError> {
         let (metrics, keys) = (Arc::new(Metrics::new(&served)?), config.keyring()?);
-        let (engine, thread) = EngineHandle::start(engine, &config, metrics.clone());
+        let (engine, thread) = EngineHandle::start(engine, decoder, &config, metrics.clone());
         let traces = match config.traces.clone() {
             Some(to) => Some(Arc::new(Exporter::start(to, metrics.spans()?)?)),
             None => None,
@@ -164,6 +178,7 @@ impl App {
             token_ids: common.return_token_ids.unwrap_or(false),
             prompt_text: common.return_prompt_text.unwrap_or(false),
             prompt_logprobs: params.prompt_logprobs.is_some(),
+            named: sorted(&params.logprob_token_ids),
             begun: HashSet::new(),
         }
     }
@@ -191,6 +206,12 @@ impl App {
             _ => false,
         }
     }
+}
+
+fn sorted(ids: &[u32]) -> Arc<[u32]> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids.into()
 }
 
 /// Whether a text can name a request: in headers, in logs.

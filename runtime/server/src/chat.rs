@@ -46,7 +46,7 @@ pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job
     prompt::truncate(&mut prompt.token_ids, common.truncate_prompt_tokens, side, &app.served().limits);
     prompt::check_length(&prompt.token_ids, asked, &app.served().limits)?;
     params.truncate_prompt_tokens = common.truncate_prompt_tokens;
-    let top_logprobs = params.logprobs.map(|n| n as usize);
+    let top_logprobs = params.logprobs.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     let notation = &app.served().notation;
     params.structured_outputs = set_form(app, form.form()?.or(params.structured_outputs), tools.as_ref(), &prompt)?;
     notation.keep_markup(tools.as_ref(), &mut params);
@@ -116,11 +116,11 @@ fn set_variables(app: &App, turns: &mut Turns, effort: Option<ReasoningEffort>) 
 
 fn check(own: &ChatFields) -> Result<(), ApiError> {
     match own.top_logprobs {
-        Some(n) if n > 0 && !own.logprobs.unwrap_or(false) => {
+        Some(n) if n != 0 && !own.logprobs.unwrap_or(false) => {
             Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs to be true"))
         }
-        Some(n) if n < 0 => {
-            Err(ApiError::field("top_logprobs", format!("top_logprobs is {n}, but must be at least 0")))
+        Some(n) if n < -1 => {
+            Err(ApiError::field("top_logprobs", format!("top_logprobs is {n}, but must be at least 0, or -1 for all")))
         }
         _ => Ok(()),
     }
@@ -267,7 +267,7 @@ impl ChatWriter {
             ChatToken { token, logprob: finite(l.logprob), bytes }
         };
         let position = |all: &Logprobs| {
-            let top_logprobs = likeliest(all, count).into_iter().map(token).collect();
+            let top_logprobs = likeliest(all, count, &self.extras.named).into_iter().map(token).collect();
             Some(ChatPosition { token: token(all.first()?), top_logprobs })
         };
         Some(ChatLogprobs { content: positions.iter().filter_map(position).collect() })

@@ -32,7 +32,8 @@ pub async fn prepare(app: &App, request: CompletionRequest, head: Head) -> Resul
     set_params(&mut params, &own, echo);
     params.structured_outputs = form.form()?.or(params.structured_outputs);
     let (logprobs, prompt_only, asked) = (own.logprobs.is_some(), own.max_tokens == Some(0), own.max_tokens);
-    let mut prompts = encode(app, own.prompt, own.add_special_tokens.unwrap_or(true)).await?;
+    let suffix = own.suffix.filter(|s| !s.is_empty());
+    let mut prompts = encode(app, own.prompt, suffix, own.add_special_tokens.unwrap_or(true)).await?;
     for p in &mut prompts {
         let side = common.truncation_side.unwrap_or_default();
         prompt::truncate(&mut p.token_ids, common.truncate_prompt_tokens, side, &app.served().limits);
@@ -91,14 +92,24 @@ fn set_params(params: &mut SamplingParams, own: &CompletionFields, echo: bool) {
     }
 }
 
-async fn encode(app: &App, prompts: Prompts, add_special_tokens: bool) -> Result<Vec<Prompt>, ApiError> {
+async fn encode(
+    app: &App,
+    prompts: Prompts,
+    suffix: Option<String>,
+    add_special_tokens: bool,
+) -> Result<Vec<Prompt>, ApiError> {
     let bytes = match &prompts {
         Prompts::Text(text) => text.len(),
         Prompts::Texts(texts) => texts.iter().map(String::len).sum(),
         Prompts::TokenIds(_) | Prompts::TokenIdLists(_) => 0,
     };
     let encoder = app.served().encoder.clone();
-    prompt::beside(bytes, move || encoder.encode_all(prompts, add_special_tokens)).await
+    let bytes = bytes + suffix.as_ref().map_or(0, String::len);
+    let work = move || match suffix {
+        Some(suffix) => encoder.encode_infill(prompts, &suffix, add_special_tokens),
+        None => encoder.encode_all(prompts, add_special_tokens),
+    };
+    prompt::beside(bytes, work).await
 }
 
 /// Writes completions.

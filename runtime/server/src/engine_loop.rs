@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - it waits for jobs only while it has none, and never for a reader: a job's channel holds all that the job can yield;
+//! - it makes no text: readers do, and tell it which answers a stop string has ended;
 //! - a job whose reader has gone is given up before the next step;
 //! - when it ends, every channel closes; one that closes before its job has finished tells of a failure.
 
@@ -10,8 +11,8 @@ use crate::{
     metrics::{Metrics, Observed},
 };
 use rvllm_engine::{
-    Engine, EngineError, Grammar, GrammarCompiler, GrammarError, Output, RequestId, SamplingParams, Stats,
-    StructuredOutputs,
+    Decode, Engine, EngineError, Grammar, GrammarCompiler, GrammarError, Output, RequestId, SamplingParams, Stats,
+    StructuredOutputs, TokenizerError, Transcript, text::Stopped,
 };
 use std::{
     collections::BTreeMap,
@@ -19,6 +20,7 @@ use std::{
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc as sync_mpsc,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -112,9 +114,15 @@ struct Shared {
     waiting: AtomicUsize,
 }
 
+/// An answer whose text has ended.
+type Stop = (RequestId, Stopped);
+
 /// The way to the engine's thread.
 pub struct EngineHandle {
     submissions: mpsc::Sender<Submission>,
+    stops: sync_mpsc::Sender<Stop>,
+    decoder: Option<Arc<dyn Decode>>,
+    eos_token_ids: Arc<[u32]>,
     admission: Arc<Semaphore>,
     most: usize,
     timeout: Option<Duration>,
@@ -125,11 +133,21 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    /// Starts the thread. It ends when this handle is dropped and all jobs have finished.
-    pub fn start(engine: Engine, config: &Config, metrics: Arc<Metrics>) -> (EngineHandle, JoinHandle<()>) {
+    /// Starts the thread. It ends when this handle is dropped and all jobs have finished. `decoder` makes the text of
+    /// what it yields.
+    pub fn start(
+        mut engine: Engine,
+        decoder: Option<Arc<dyn Decode>>,
+        config: &Config,
+        metrics: Arc<Metrics>,
+    ) -> (EngineHandle, JoinHandle<()>) {
+        engine.leave_text_to_caller();
+        let eos_token_ids = engine.eos_token_ids().clone();
         let most = config.max_queue.saturating_add(engine.limits().max_num_seqs as usize).min(Semaphore::MAX_PERMITS);
         // Every submission holds a permit, so the channel never makes anyone wait.
         let (submissions, received) = mpsc::channel(most.min(1 << 16));
+        // Every stop is of an answer that runs, and there are only so many.
+        let (stops, stopped) = sync_mpsc::channel();
         let shared = Arc::new(Shared {
             failure: OnceLock::new(),
             ending: AtomicBool::new(false),
@@ -141,6 +159,7 @@ impl EngineHandle {
         let jobs = EngineLoop {
             engine,
             received,
+            stopped,
             tracked: BTreeMap::new(),
             next_id: 0,
             stats: Stats::default(),
@@ -150,18 +169,48 @@ impl EngineHandle {
         let thread = thread::spawn(move || jobs.run_caught());
         let (admission, timeout) = (Arc::new(Semaphore::new(most)), config.request_timeout);
         let max_grammar_bytes = config.max_grammar_bytes;
-        (EngineHandle { submissions, admission, most, timeout, shared, grammars, compiling, max_grammar_bytes }, thread)
+        let handle = EngineHandle {
+            submissions,
+            stops,
+            decoder,
+            eos_token_ids,
+            admission,
+            most,
+            timeout,
+            shared,
+            grammars,
+            compiling,
+            max_grammar_bytes,
+        };
+        (handle, thread)
     }
 
-    /// Hands a job over; its outputs come through the channel. Dropping that gives the job up.
+    /// What makes the text of a prompt's answers, where text is wanted.
+    ///
+    /// # Errors
+    /// The decoder refuses the prompt.
+    pub fn transcript(&self, prompt: &[u32], params: &SamplingParams) -> Result<Option<Transcript>, TokenizerError> {
+        let decoder = self.decoder.as_ref().filter(|_| params.detokenize);
+        decoder.map(|d| Transcript::new(d.clone(), &self.eos_token_ids, prompt, params)).transpose()
+    }
+
+    /// Ends an answer in whose text a stop string was found.
+    pub fn stop(&self, id: RequestId, stopped: Stopped) {
+        // Where the thread has ended there is nothing to stop.
+        let _ = self.stops.send((id, stopped));
+    }
+
+    /// Hands a job over; its outputs come through the channel, without text. Dropping that gives the job up, as does the
+    /// end of `timeout` or of the server's own.
     ///
     /// # Errors
     /// The queue is full, the engine refuses the job, or there is no engine any more.
-    pub async fn submit(&self, job: Job) -> Result<Outputs, Refusal> {
+    pub async fn submit(&self, job: Job, timeout: Option<Duration>) -> Result<Outputs, Refusal> {
         self.check()?;
         let permit = self.admit(job.prompts.len())?;
         let (reply, replied) = oneshot::channel();
-        let deadline = self.timeout.map(|t| Instant::now() + t);
+        let timeout = [timeout, self.timeout].into_iter().flatten().min();
+        let deadline = timeout.map(|t| Instant::now() + t);
         let grammar = match &job.params.structured_outputs {
             Some(form) => Some(self.compile(form).await?),
             None => None,
@@ -254,6 +303,7 @@ struct Tracked {
 struct EngineLoop {
     engine: Engine,
     received: mpsc::Receiver<Submission>,
+    stopped: sync_mpsc::Receiver<Stop>,
     tracked: BTreeMap<RequestId, Tracked>,
     next_id: RequestId,
     /// As of the last step.
@@ -338,8 +388,18 @@ impl EngineLoop {
         let all = self.shared.give_up.load(Ordering::Relaxed);
         let over = |t: &Tracked| all || t.sender.is_closed();
         let ids: Vec<RequestId> = self.tracked.iter().filter(|(_, t)| over(t)).map(|(id, _)| *id).collect();
+        // Whoever says that an answer has ended may go at once: that is heard before it is given up.
+        self.take_stops();
         for id in ids {
             if let Some(output) = self.engine.abort(id) {
+                self.hand_out(output);
+            }
+        }
+    }
+
+    fn take_stops(&mut self) {
+        while let Ok((id, Stopped { index, finish })) = self.stopped.try_recv() {
+            if let Some(output) = self.engine.stop(id, index, finish) {
                 self.hand_out(output);
             }
         }

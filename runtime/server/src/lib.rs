@@ -30,6 +30,8 @@ pub mod completions;
 pub mod config;
 pub mod conversation;
 pub mod engine_loop;
+mod infill;
+pub mod interval;
 pub mod listen;
 pub mod local;
 pub mod metrics;

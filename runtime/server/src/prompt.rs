@@ -8,6 +8,7 @@ use crate::{
         completion::{Prompts, TruncationSide},
     },
     conversation::Turns,
+    infill,
 };
 use rvllm_engine::{ChatError, ChatTemplate, Conversation, Limits, Tokenizer};
 use std::sync::Arc;
@@ -80,6 +81,25 @@ impl Encoder {
             Prompts::TokenIds(ids) => Ok(vec![tokens(ids)]),
             Prompts::TokenIdLists(lists) => Ok(lists.into_iter().map(tokens).collect()),
         }
+    }
+
+    /// Prompts that ask for what stands between them and `suffix`.
+    ///
+    /// # Errors
+    /// The model does not fill in the middle, or a text cannot be encoded.
+    pub fn encode_infill(
+        &self,
+        prompts: Prompts,
+        suffix: &str,
+        add_special_tokens: bool,
+    ) -> Result<Vec<Prompt>, ApiError> {
+        let before = self.encode(String::new(), add_special_tokens)?.token_ids;
+        let mut all = self.encode_all(prompts, false)?;
+        for prompt in &mut all {
+            let prefix = std::mem::take(&mut prompt.token_ids);
+            prompt.token_ids = infill::fill(self.tokenizer()?, before.clone(), prefix, suffix)?;
+        }
+        Ok(all)
     }
 
     /// A conversation as a prompt.

@@ -18,6 +18,7 @@ use crate::{
     chat, completions,
     conversation::Turns,
     engine_loop::Job,
+    interval::Interval,
     openapi,
     prompt::beside,
     request_log::RequestLog,
@@ -37,6 +38,10 @@ use tokio::time::timeout;
 
 /// Time that the rest of a body which is too long is read and forgotten, so that its sender hears the answer.
 const LINGER: Duration = Duration::from_secs(5);
+/// The header with the seconds after which a client wants its request given up.
+const REQUEST_TIMEOUT: &str = "x-request-timeout";
+/// What a longer time is as good as.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The page at `/`.
 const PAGE: &str = include_str!("page.html");
 
@@ -203,7 +208,8 @@ pub async fn detokenize(State(app): Shared, headers: HeaderMap, body: Body) -> R
 }
 
 /// Continues prompts.
-#[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses(
+#[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, params(
+    ("X-Request-Timeout" = Option<f64>, Header, description = "seconds after which the request is given up")), responses(
     (status = 200, content((Completion = "application/json"), (String = "text/event-stream"))),
     (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn completion(
@@ -215,11 +221,13 @@ pub async fn completion(
     let Parsed { request, unknown } = read::<CompletionRequest>(&app, &headers, body).await?;
     let (common, head) = (request.common.clone(), head(&app, &request.common, &log, "cmpl")?);
     let (job, writer) = completions::prepare(&app, request, head).await?;
-    Ok(warned(answer(&app, &common, job, writer, log).await?, &unknown))
+    let until = Until { timeout: request_timeout(&headers)?, log };
+    Ok(warned(answer(&app, &common, job, writer, until).await?, &unknown))
 }
 
 /// Continues a conversation.
-#[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
+#[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, params(
+    ("X-Request-Timeout" = Option<f64>, Header, description = "seconds after which the request is given up")), responses(
     (status = 200, content((ChatCompletion = "application/json"), (String = "text/event-stream"))),
     (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn chat_completion(
@@ -231,7 +239,8 @@ pub async fn chat_completion(
     let Parsed { request, unknown } = read::<ChatRequest>(&app, &headers, body).await?;
     let (common, head) = (request.common.clone(), head(&app, &request.common, &log, "chatcmpl")?);
     let (job, writer) = chat::prepare(&app, request, head).await?;
-    Ok(warned(answer(&app, &common, job, writer, log).await?, &unknown))
+    let until = Until { timeout: request_timeout(&headers)?, log };
+    Ok(warned(answer(&app, &common, job, writer, until).await?, &unknown))
 }
 
 fn head(app: &App, common: &Common, log: &RequestLog, kind: &str) -> Result<Head, ApiError> {
@@ -247,19 +256,35 @@ fn head(app: &App, common: &Common, log: &RequestLog, kind: &str) -> Result<Head
     Ok(Head { id: format!("{kind}-{id}"), created, model, fingerprint: app.served().fingerprint.clone() })
 }
 
+/// How long a request may take, and what is told of it when it is over.
+struct Until {
+    timeout: Option<Duration>,
+    log: Arc<RequestLog>,
+}
+
+/// The time that a client gives its request.
+fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get(REQUEST_TIMEOUT) else { return Ok(None) };
+    let seconds = value.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok());
+    let time = seconds.filter(|s| *s > 0.0).and_then(|s| Duration::try_from_secs_f64(s).ok());
+    let wrong = || ApiError::field(REQUEST_TIMEOUT, "X-Request-Timeout must be a number of seconds above 0");
+    Ok(Some(time.ok_or_else(wrong)?.min(LONGEST_TIMEOUT)))
+}
+
 async fn answer<W: Writer>(
     app: &Arc<App>,
     common: &Common,
     job: Job,
     mut writer: W,
-    log: Arc<RequestLog>,
+    until: Until,
 ) -> Result<Response, ApiError> {
-    log.note_job(common.model.as_deref().unwrap_or(app.served().name()), &job.params);
-    let mut running = Running::start(app.engine(), job, log).await?;
+    until.log.note_job(common.model.as_deref().unwrap_or(app.served().name()), &job.params);
+    let interval = Interval::of(common)?;
+    let mut running = Running::start(app.engine(), job, until.timeout, until.log).await?;
     if common.stream.unwrap_or(false) {
         let mut options = common.stream_options.unwrap_or_default();
         options.include_usage |= app.config().force_include_usage;
-        return Ok(stream::respond(running, writer, options));
+        return Ok(stream::respond(running, writer, options, interval));
     }
     let outputs = running.gather(&mut writer).await?;
     let usage = writer.detailed(running.usage());

@@ -7,6 +7,7 @@
 use crate::{
     answer::{Running, Writer},
     api::{ApiError, completion::StreamOptions},
+    interval::Interval,
 };
 use axum::{
     body::{Body, Bytes},
@@ -32,12 +33,13 @@ struct Streaming<W> {
     running: Running,
     writer: W,
     options: StreamOptions,
+    interval: Interval,
     stage: Stage,
 }
 
 /// The answer to a request, in pieces.
-pub fn respond<W: Writer>(running: Running, writer: W, options: StreamOptions) -> Response {
-    let streaming = Streaming { running, writer, options, stage: Stage::Opening };
+pub fn respond<W: Writer>(running: Running, writer: W, options: StreamOptions, interval: Interval) -> Response {
+    let streaming = Streaming { running, writer, options, interval, stage: Stage::Opening };
     let frames = stream::unfold(streaming, |mut s| async move {
         let frame = s.frame().await?;
         Some((Ok::<Bytes, Infallible>(frame.into()), s))
@@ -82,12 +84,12 @@ impl<W: Writer> Streaming<W> {
     async fn advance(&mut self, frame: &mut String) -> Result<(), ApiError> {
         let mut next = self.running.next().await?;
         while let Some((prompt, output)) = next {
-            let pieces = self.writer.pieces(prompt, output)?;
+            let pieces = self.writer.pieces(prompt, self.interval.pass(prompt, output))?;
             self.write(pieces, frame);
             if frame.len() >= MOST_AT_ONCE {
                 return Ok(());
             }
-            next = self.running.try_next()?;
+            next = self.running.try_next().await?;
         }
         if self.running.is_finished() {
             if self.options.include_usage {

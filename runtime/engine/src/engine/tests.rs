@@ -14,9 +14,11 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 mod beam;
+mod policy;
 mod prefix_caching;
 mod service;
 mod structured;
+mod transcript;
 
 const VOCAB: u32 = 259;
 const EOS: u32 = 257;
@@ -112,14 +114,16 @@ fn limits() -> Limits {
 }
 
 fn engine(limits: Limits) -> Engine {
-    Engine::new(EngineParts {
+    let mut engine = Engine::new(EngineParts {
         forward: Box::new(FakeForward::new(limits)),
         tokenizer: Some(Arc::new(byte_level())),
         eos_token_ids: vec![EOS, 256],
         seed: Some(5),
         memory: MemoryTable::default(),
         threads: 1,
-    })
+    });
+    engine.set_scheduling_policy(SchedulingPolicy::Priority);
+    engine
 }
 
 /// All that a request yielded, joined.
@@ -244,8 +248,8 @@ proptest! {
             prop_assert_eq!(answers.finish.len(), requests[id].1.n as usize);
             prop_assert_eq!(answers, &alone(id, &requests));
         }
-        prop_assert!(engine.queue.scheduler.is_empty());
-        prop_assert_eq!(engine.queue.scheduler.num_free_blocks(), limits.num_blocks as usize);
+        prop_assert_eq!((engine.stats().num_running, engine.stats().num_waiting), (0, 0));
+        prop_assert_eq!(engine.stats().num_free_blocks, limits.num_blocks as usize);
     }
 }
 

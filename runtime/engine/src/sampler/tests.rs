@@ -185,12 +185,13 @@ fn logprobs_are_of_the_row_and_name_each_token_once() {
     let logits = [1.0f32, 3.0, 2.0, 0.0];
     let logsumexp = logits.iter().map(|l| l.exp()).sum::<f32>().ln();
     let row = Row { logits: &logits, max: 3.0, logsumexp, block_max: &[3.0] };
-    let of =
-        |token, count| -> Vec<(u32, u32)> { logprobs(&row, token, count).iter().map(|t| (t.id, t.rank)).collect() };
+    let of = |token, count| -> Vec<(u32, u32)> {
+        logprobs(&row, token, count, &[]).iter().map(|t| (t.id, t.rank)).collect()
+    };
     assert_eq!(of(2, 0), [(2, 2)]);
     assert_eq!(of(2, 2), [(2, 2), (1, 1)]);
     assert_eq!(of(3, 2), [(3, 4), (1, 1), (2, 2)]);
     assert_eq!(of(0, -1), [(0, 3), (1, 1), (2, 2), (3, 4)]);
-    let sum: f32 = logprobs(&row, 0, -1).iter().map(|t| t.logprob.exp()).sum();
+    let sum: f32 = logprobs(&row, 0, -1, &[]).iter().map(|t| t.logprob.exp()).sum();
     assert!((sum - 1.0).abs() < 1e-6);
 }

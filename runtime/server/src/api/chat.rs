@@ -99,8 +99,8 @@ pub struct ChatFields {
     pub max_completion_tokens: Option<u32>,
     /// Reports log-probabilities.
     pub logprobs: Option<bool>,
-    /// Alternatives reported for each token.
-    #[schema(minimum = 0, maximum = 20)]
+    /// Alternatives reported for each token; -1 is the whole vocabulary.
+    #[schema(minimum = -1, maximum = 20)]
     pub top_logprobs: Option<i32>,
     /// How much the model thinks: `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`, a variable of the chat
     /// template; `none` also sets its variables `enable_thinking` and `thinking` to false.

@@ -65,6 +65,9 @@ pub struct Common {
     /// Keeps only this many tokens of the prompt; -1 is as many as fit.
     #[schema(value_type = Option<TruncatedLength>)]
     pub truncate_prompt_tokens: Option<i64>,
+    /// Tokens of an answer between the pieces of a stream; the first token comes at once. 1 where absent.
+    #[schema(minimum = 1)]
+    pub stream_interval: Option<u32>,
     /// Which end of the prompt goes.
     pub truncation_side: Option<TruncationSide>,
     /// Names tokens by their ids, as `token_id:N`, wherever log-probabilities name them.
@@ -83,10 +86,12 @@ pub struct Common {
 pub struct CompletionFields {
     /// What to continue: texts or tokens.
     pub prompt: Prompts,
+    /// What follows the answer, where the model fills in the middle.
+    pub suffix: Option<String>,
     /// Most tokens of an answer; 16 where absent. 0 only with echo.
     #[schema(value_type = Option<NumTokens>)]
     pub max_tokens: Option<u32>,
-    /// Alternatives reported for each token.
+    /// Alternatives reported for each token; -1 is the whole vocabulary.
     #[schema(minimum = -1, maximum = 20)]
     pub logprobs: Option<i32>,
     /// Answers computed, of which the `n` most likely are given.

@@ -20,8 +20,6 @@ enum Neutral {
     False,
     /// False, an empty list or an empty object.
     Empty,
-    /// This number.
-    Number(f64),
     /// One of these texts.
     Text(&'static [&'static str]),
     /// A list of texts, all of them this.
@@ -47,17 +45,13 @@ const RULES: &[Rule] = &[
     rule("web_search_options", Neutral::Null),
     rule("ec_transfer_params", Neutral::Empty),
     rule("kv_transfer_params", Neutral::Empty),
-    rule("logprob_token_ids", Neutral::Empty),
     rule("media_io_kwargs", Neutral::Empty),
     rule("mm_processor_kwargs", Neutral::Empty),
     rule("prompt_embeds", Neutral::Empty),
-    rule("repetition_detection", Neutral::Null),
     rule("return_mm_kwargs", Neutral::False),
     rule("return_token_offsets", Neutral::False),
     rule("routed_experts_prompt_start", Neutral::Null),
     rule("session_id", Neutral::Null),
-    rule("stream_interval", Neutral::Number(1.0)),
-    rule("suffix", Neutral::Text(&[""])),
     rule("thinking_token_budget", Neutral::Null),
     rule("vllm_xargs", Neutral::Empty),
     rule("watermarking", Neutral::Null),
@@ -94,7 +88,6 @@ impl Neutral {
             Neutral::Null => value.is_null(),
             Neutral::False => value == &Value::Bool(false),
             Neutral::Empty => is_empty(value),
-            Neutral::Number(n) => value.as_f64() == Some(*n),
             Neutral::Text(texts) => value.as_str().is_some_and(|v| texts.contains(&v)),
             Neutral::Texts(text) => value.as_array().is_some_and(|all| all.iter().all(|v| v == text)),
         }
@@ -128,7 +121,6 @@ impl std::fmt::Display for Neutral {
             Neutral::Any | Neutral::Null => f.write_str("leave it out"),
             Neutral::False => f.write_str("leave it out, or set it to false"),
             Neutral::Empty => f.write_str("leave it out, or empty"),
-            Neutral::Number(n) => write!(f, "leave it out, or set it to {n}"),
             Neutral::Text(texts) => write!(f, "leave it out, or set it to one of {texts:?}"),
             Neutral::Texts(text) => write!(f, "leave it out, or set it to [{text:?}]"),
         }

@@ -7,7 +7,7 @@ use super::{
     bounds::{LogitBias, NumAnswers, NumTokens, Seed, TokenId, Word},
     number,
 };
-use rvllm_engine::SamplingParams;
+use rvllm_engine::{RepetitionDetection, SamplingParams};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -80,19 +80,44 @@ pub struct Sampling {
     /// The only tokens that may be chosen.
     #[schema(value_type = Option<Vec<TokenId>>, min_items = 1)]
     pub allowed_token_ids: Option<Vec<u32>>,
-    /// Alternatives reported for each token of the prompt.
+    /// Tokens whose log-probabilities are reported beside each token, likely or not, where log-probabilities are.
+    #[schema(value_type = Option<Vec<TokenId>>, max_items = 128)]
+    pub logprob_token_ids: Option<Vec<u32>>,
+    /// Ends an answer that repeats itself, with the finish_reason `repetition`.
+    pub repetition_detection: Option<Repetition>,
+    /// Alternatives reported for each token of the prompt; -1 is the whole vocabulary.
     #[schema(minimum = -1, maximum = 20)]
     pub prompt_logprobs: Option<i32>,
     /// Leaves special tokens out of the text.
     pub skip_special_tokens: Option<bool>,
     /// Puts spaces between adjacent special tokens.
     pub spaces_between_special_tokens: Option<bool>,
-    /// Smaller is served first.
+    /// Smaller is served first, under `--scheduling-policy priority`; else refused unless 0.
     #[schema(minimum = -2147483648, maximum = 2147483647)]
     pub priority: Option<i32>,
     /// Shares cached prefixes only with requests that bring the same text.
     #[schema(min_length = 1)]
     pub cache_salt: Option<String>,
+}
+
+/// When an answer counts as repeating itself: its last tokens are one pattern, over and over.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct Repetition {
+    /// Tokens of the longest pattern; 0 looks for none.
+    #[schema(maximum = 1024)]
+    pub max_pattern_size: u32,
+    /// Tokens of the shortest pattern; 1 where absent or 0.
+    pub min_pattern_size: Option<u32>,
+    /// Times that the pattern must stand there.
+    #[schema(minimum = 2, maximum = 1024)]
+    pub min_count: u32,
+}
+
+impl From<Repetition> for RepetitionDetection {
+    fn from(repetition: Repetition) -> RepetitionDetection {
+        let Repetition { max_pattern_size, min_pattern_size, min_count } = repetition;
+        RepetitionDetection { max_pattern_size, min_pattern_size: min_pattern_size.unwrap_or(0), min_count }
+    }
 }
 
 /// One text or several.
@@ -147,6 +172,8 @@ impl Sampling {
         set(&mut p.skip_special_tokens, self.skip_special_tokens);
         set(&mut p.spaces_between_special_tokens, self.spaces_between_special_tokens);
         set(&mut p.priority, self.priority);
+        set(&mut p.logprob_token_ids, self.logprob_token_ids);
+        p.repetition_detection = self.repetition_detection.map(Into::into).or(p.repetition_detection);
         p.logit_bias = self.logit_bias.or(p.logit_bias);
         p.seed = self.seed.or(p.seed);
         p.allowed_token_ids = self.allowed_token_ids.or(p.allowed_token_ids);
@@ -164,6 +191,7 @@ impl Sampling {
         check_texts("stop", stop)?;
         check_texts("bad_words", self.bad_words.as_deref().unwrap_or_default())?;
         check_count("logit_bias", self.logit_bias.as_ref().map_or(0, BTreeMap::len))?;
+        check_count("logprob_token_ids", self.logprob_token_ids.as_ref().map_or(0, Vec::len))?;
         check_count("stop_token_ids", self.stop_token_ids.as_ref().map_or(0, Vec::len))
     }
 }

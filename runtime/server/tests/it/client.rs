@@ -6,7 +6,7 @@ use axum::{
     response::Response,
 };
 use http_body_util::BodyExt;
-use rvllm_engine::{Engine, Forward, Limits, SamplingParams};
+use rvllm_engine::{Decode, Engine, Forward, Limits, SamplingParams};
 use rvllm_server::{App, Config, Served, app, mock, model::ArtifactCard};
 use serde_json::Value;
 use std::{sync::Arc, thread::JoinHandle, time::Duration};
@@ -63,11 +63,16 @@ impl Server {
 
     pub(crate) fn with_engine(config: Config, forward: Box<dyn Forward>) -> (Server, JoinHandle<()>) {
         let engine: Engine = mock::engine(forward).unwrap();
+        let decoder = engine.tokenizer().unwrap().clone();
+        Server::with_decoder(config, engine, decoder)
+    }
+
+    pub(crate) fn with_decoder(config: Config, engine: Engine, decoder: Arc<dyn Decode>) -> (Server, JoinHandle<()>) {
         let encoder = mock::encoder(&engine);
         let defaults = SamplingParams { max_tokens: None, temperature: 0.0, ..SamplingParams::default() };
         let names = vec!["mock".to_string(), "alias".to_string()];
         let served = Served::new(&engine, names, "root".into(), encoder, defaults, ArtifactCard::default());
-        let (app, thread) = App::start(engine, served, config).unwrap();
+        let (app, thread) = App::start_with_decoder(engine, Some(decoder), served, config).unwrap();
         (Server(app), thread)
     }
 

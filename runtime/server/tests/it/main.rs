@@ -12,6 +12,7 @@ mod refusals;
 mod schema;
 mod script;
 mod structured;
+mod texts;
 mod tls;
 mod tools;
 mod traces;

@@ -132,7 +132,7 @@ proptest! {
                 check(&requests[id].0, &requests[id].1, answers);
             }
         }
-        prop_assert!(engine.queue.scheduler.is_empty());
+        prop_assert_eq!((engine.stats().num_running, engine.stats().num_waiting), (0, 0));
         prop_assert_eq!(engine.stats().num_free_blocks, limits.num_blocks as usize);
     }
 }

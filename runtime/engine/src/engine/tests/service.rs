@@ -51,7 +51,7 @@ fn an_aborted_request_frees_its_blocks() {
     assert_eq!((reasons, output.finished.is_some()), (vec![Some("abort"); 2], true));
     assert_eq!(engine.abort(1), None);
     assert_eq!(engine.abort(2).unwrap().sequences.len(), 1);
-    assert_eq!((engine.has_unfinished(), engine.queue.scheduler.num_free_blocks()), (false, 256));
+    assert_eq!((engine.has_unfinished(), engine.stats().num_free_blocks), (false, 256));
     assert_eq!(engine.step().unwrap(), []);
 }
 
@@ -89,7 +89,7 @@ fn a_request_past_its_deadline_is_given_up() {
     engine.set_deadline(2, past);
     assert_eq!(engine.step().unwrap().len(), 1);
     assert!(!engine.has_unfinished() && engine.queue.deadlines.is_empty());
-    assert_eq!(engine.num_free_blocks(), 256);
+    assert_eq!(engine.stats().num_free_blocks, 256);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn stats_tell_queues_blocks_and_counters() {
     assert_eq!(engine.stats(), Stats { num_blocks: 20, num_free_blocks: 20, ..Stats::default() });
     let params = SamplingParams { max_tokens: Some(40), ignore_eos: true, ..greedy() };
     (0..3).for_each(|id| engine.add_request(id, vec![id as u32; 5], params.clone()).unwrap());
-    assert_eq!((engine.num_running(), engine.num_waiting()), (0, 3));
+    assert_eq!((engine.stats().num_running, engine.stats().num_waiting), (0, 3));
     engine.step().unwrap();
     let first = engine.stats();
     assert_eq!((first.num_running, first.num_waiting, first.num_used_blocks()), (2, 1, 4));
