@@ -8,6 +8,9 @@
 use crate::forward::{LOGITS_BLOCK, Row};
 use std::cmp::Ordering;
 
+/// Values that are compared before it is asked whether one was equal.
+const EQUAL_RUN: usize = 32;
+
 /// A token with its logit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenLogit {
@@ -33,10 +36,8 @@ impl<'a> Row<'a> {
 
     /// The most likely token; of equal ones the smallest id.
     pub fn argmax(&self) -> u32 {
-        let block = self.block_max.iter().position(|m| *m == self.max).unwrap_or(0);
-        let first = block * LOGITS_BLOCK;
-        let within = self.block(block).iter().position(|l| *l == self.max).unwrap_or(0);
-        (first + within) as u32
+        let block = first_equal(self.block_max, self.max);
+        (block * LOGITS_BLOCK + first_equal(self.block(block), self.max)) as u32
     }
 
     /// How many logits are at least that of token `id`: 1 for the most likely.
@@ -72,9 +73,7 @@ impl<'a> Row<'a> {
         let bound = self.lower_bound(count);
         let mut found: Vec<TokenLogit> = vec![];
         for block in self.blocks_from(bound) {
-            let first = (block * LOGITS_BLOCK) as u32;
-            let tokens = (first..).zip(self.block(block)).map(|(id, logit)| TokenLogit { id, logit: *logit });
-            found.extend(tokens.filter(|t| t.logit >= bound));
+            found.extend(self.tokens(block).filter(|t| t.logit >= bound));
         }
         found.sort_unstable_by(TokenLogit::order);
         let last = count.min(found.len()).checked_sub(1).map(|i| found[i].logit);
@@ -96,11 +95,25 @@ impl<'a> Row<'a> {
         self.block_max.iter().enumerate().filter(move |(_, m)| **m >= bound).map(|(i, _)| i)
     }
 
+    /// The tokens of run `i`.
+    pub(crate) fn tokens(&self, i: usize) -> impl Iterator<Item = TokenLogit> + use<'a> {
+        let ids = (i * LOGITS_BLOCK) as u32..;
+        ids.zip(self.block(i)).map(|(id, logit)| TokenLogit { id, logit: *logit })
+    }
+
     /// The logits of run `i`.
     pub(crate) fn block(&self, i: usize) -> &'a [f32] {
         let start = i * LOGITS_BLOCK;
         &self.logits[start..self.logits.len().min(start + LOGITS_BLOCK)]
     }
+}
+
+/// Where a value stands first; 0 where it does not.
+fn first_equal(values: &[f32], value: f32) -> usize {
+    // Without an early end within a run, all of it is compared at once.
+    let holds = |run: &[f32]| run.iter().fold(false, |found, v| found | (*v == value));
+    let run = values.chunks(EQUAL_RUN).position(holds).unwrap_or(0) * EQUAL_RUN;
+    run + values[run..].iter().position(|v| *v == value).unwrap_or(0)
 }
 
 fn largest(values: &[f32]) -> f32 {

@@ -7,7 +7,8 @@
 //! - a token of zero probability is never chosen, and where a grammar leaves none but such, it decides.
 
 use crate::{
-    forward::{LOGITS_BLOCK, Reads, Row},
+    draw::Weights,
+    forward::{Reads, Row},
     grammar::{
         Grammar, GrammarError,
         matcher::{Job, Mask, Matcher},
@@ -20,9 +21,6 @@ use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
 };
-
-/// First number of candidates looked at for top_p; eight times as many where they do not suffice.
-const FIRST_CANDIDATES: usize = 64;
 
 /// A token of a row with its log-probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,12 +59,21 @@ pub struct Scratch {
     pub masks: Vec<Arc<Job>>,
 }
 
+#[cfg(test)]
+impl Scratch {
+    /// A row of logits, kept here.
+    pub(crate) fn row_of<'a>(&'a mut self, logits: &'a [f32]) -> Row<'a> {
+        Row::of_changed(logits, &mut self.block_max)
+    }
+}
+
 /// Chooses the tokens of one sequence.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     rules: Arc<SamplingRules>,
     index: u32,
     output: Vec<u32>,
+    /// How often the output has each token, where a penalty needs that.
     counts: HashMap<u32, u32>,
     matcher: Option<Matcher>,
 }
@@ -112,7 +119,9 @@ impl Sampler {
     /// Notes the next token, which somebody else chose.
     pub fn note(&mut self, token: u32) {
         self.output.push(token);
-        *self.counts.entry(token).or_default() += 1;
+        if self.penalizes() {
+            *self.counts.entry(token).or_default() += 1;
+        }
     }
 
     /// Whether the grammar lets nothing follow.
@@ -150,9 +159,12 @@ impl Sampler {
             || p.logit_bias.is_some()
             || !self.rules.bad_words.is_empty()
             || self.below_min_tokens()
-            || p.repetition_penalty != 1.0
-            || p.frequency_penalty != 0.0
-            || p.presence_penalty != 0.0
+            || self.penalizes()
+    }
+
+    fn penalizes(&self) -> bool {
+        let p = self.params();
+        p.repetition_penalty != 1.0 || p.frequency_penalty != 0.0 || p.presence_penalty != 0.0
     }
 
     fn change(&self, mask: Option<&Mask>, logits: &[f32], changed: &mut Vec<f32>) {
@@ -229,13 +241,8 @@ impl Sampler {
         if p.is_greedy() || row.max == f32::NEG_INFINITY {
             return self.most_likely(row);
         }
-        let weights = Weights { max: row.max, temperature: p.temperature, min: p.min_p };
         let u = random::uniform(self.rules.seed, u64::from(self.index), self.output.len() as u64);
-        if p.top_k == 0 && p.top_p >= 1.0 {
-            weights.choose_of_all(row, u)
-        } else {
-            choose_of(&candidates(row, &weights, p), u)
-        }
+        Weights::new(row, p).choose(p, u)
     }
 
     /// Greedy. Where everything is forbidden, the first allowed token.
@@ -254,91 +261,6 @@ fn likeliest_allowed(mask: &Mask, row: &Row<'_>) -> u32 {
     mask.keep(row.logits, &mut kept);
     let best = Row::of_changed(&kept, &mut vec![]).argmax();
     if mask.allows(best) { best } else { mask.tokens().next().unwrap_or(best) }
-}
-
-/// Probabilities, up to a factor: 1 for the most likely token.
-struct Weights {
-    max: f32,
-    temperature: f32,
-    /// Smallest that is kept.
-    min: f32,
-}
-
-impl Weights {
-    fn of(&self, logit: f32) -> f64 {
-        let weight = ((logit - self.max) / self.temperature).exp();
-        if weight >= self.min { f64::from(weight) } else { 0.0 }
-    }
-
-    fn sum(&self, logits: &[f32]) -> f64 {
-        logits.iter().map(|l| self.of(*l)).sum()
-    }
-
-    /// The token at fraction `u` of the whole weight, in order of ids.
-    fn choose_of_all(&self, row: &Row<'_>, u: f64) -> u32 {
-        let sums: Vec<f64> = (0..row.block_max.len()).map(|b| self.sum(row.block(b))).collect();
-        let mut target = u * sums.iter().sum::<f64>();
-        let block = pick(&sums, &mut target);
-        let weights: Vec<f64> = row.block(block).iter().map(|l| self.of(*l)).collect();
-        (block * LOGITS_BLOCK + pick(&weights, &mut target)) as u32
-    }
-}
-
-/// The first entry whose running sum exceeds `target`, which is left as what remains of it; rounding may leave none:
-/// then the last of positive weight.
-fn pick(weights: &[f64], target: &mut f64) -> usize {
-    let mut last = 0;
-    for (i, weight) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
-        if *target < *weight {
-            return i;
-        }
-        *target -= weight;
-        last = i;
-    }
-    *target = f64::INFINITY;
-    last
-}
-
-/// Tokens that top_k and top_p keep, in order, with their weights.
-fn candidates(row: &Row<'_>, weights: &Weights, p: &SamplingParams) -> Vec<(u32, f64)> {
-    let weighted = |tokens: Vec<TokenLogit>| -> Vec<(u32, f64)> {
-        tokens.into_iter().map(|t| (t.id, weights.of(t.logit))).filter(|(_, w)| *w > 0.0).collect()
-    };
-    if p.top_k > 0 {
-        let kept = weighted(row.top_and_equals(p.top_k as usize));
-        if p.top_p >= 1.0 {
-            // All of it, though the last may be too little to change the sum.
-            return kept;
-        }
-        let total = kept.iter().map(|(_, w)| w).sum();
-        return nucleus(&kept, f64::from(p.top_p), total).unwrap_or(kept);
-    }
-    let total: f64 = (0..row.block_max.len()).map(|b| weights.sum(row.block(b))).sum();
-    let mut count = FIRST_CANDIDATES;
-    loop {
-        let kept = weighted(row.top(count));
-        match nucleus(&kept, f64::from(p.top_p), total) {
-            Some(kept) => return kept,
-            None if kept.len() < count => return kept,
-            None => count *= 8,
-        }
-    }
-}
-
-/// The shortest prefix that has `top_p` of the total; `None` where all of it has less.
-fn nucleus(sorted: &[(u32, f64)], top_p: f64, total: f64) -> Option<Vec<(u32, f64)>> {
-    let mut sum = 0.0;
-    let end = sorted.iter().position(|(_, w)| {
-        sum += w;
-        sum >= top_p * total
-    })?;
-    Some(sorted[..=end].to_vec())
-}
-
-fn choose_of(candidates: &[(u32, f64)], u: f64) -> u32 {
-    let weights: Vec<f64> = candidates.iter().map(|(_, w)| *w).collect();
-    let mut target = u * weights.iter().sum::<f64>();
-    candidates[pick(&weights, &mut target)].0
 }
 
 /// The log-probability of `token`, then those of the `count` most likely (-1 is all) and of `named` ones, without

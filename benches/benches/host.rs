@@ -1,0 +1,179 @@
+//! What a step costs beside the model: scheduling, building the step, sampling and outputs, of 256 sequences that decode.
+//! `cargo bench -p rvllm-benches --bench host`.
+//!
+//! The model is a stand-in that computes nothing: it returns rows of 128,256 logits, with their maxima and sums of
+//! exponentials, as kernels leave them in memory; two sets of rows take turns, 263 MB together, so that what is read of
+//! them comes from memory. Counted is all of [`Engine::step`]: which tokens of which sequences, the step's arrays, choosing
+//! a token for each, noting it, and the list of outputs. Not counted are the kernels, text (which is made beside the engine)
+//! and HTTP. `before` is what happens before the model is called, `after` what happens after.
+
+use anyhow::Result;
+use rvllm_engine::{
+    Engine, EngineParts, Forward, Limits, MemoryTable, SamplingParams,
+    block_pool::BlockId,
+    device::DeviceError,
+    forward::{LOGITS_BLOCK, Logits},
+    random,
+    step::Step,
+};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+const SEQS: u32 = 256;
+const VOCAB: u32 = 128_256;
+const PROMPT: u32 = 128;
+const WARM_UP: usize = 50;
+const STEPS: usize = 500;
+const GOAL_US: f64 = 150.0;
+
+/// Rows of logits as a model leaves them.
+struct Rows {
+    logits: Vec<f32>,
+    max: Vec<f32>,
+    logsumexp: Vec<f32>,
+    block_max: Vec<f32>,
+}
+
+impl Rows {
+    /// Log-probabilities that fall off with the rank's power of 1.5, with noise, in random order.
+    fn new(seed: u64) -> Rows {
+        let (mut logits, mut max, mut logsumexp, mut block_max) = (vec![], vec![], vec![], vec![]);
+        for row in 0..u64::from(SEQS) {
+            let logit = |id: u64| {
+                let rank = 1 + random::word(seed, row, id) % u64::from(VOCAB);
+                (5.0 - 1.5 * (rank as f64).ln() + random::uniform(seed, row + 1000, id)) as f32
+            };
+            let start = logits.len();
+            logits.extend((0..u64::from(VOCAB)).map(logit));
+            let this = &logits[start..];
+            block_max.extend(this.chunks(LOGITS_BLOCK).map(largest));
+            max.push(largest(this));
+            logsumexp.push(this.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln() as f32);
+        }
+        Rows { logits, max, logsumexp, block_max }
+    }
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// When the model was called, and when it returned.
+type Calls = Arc<Mutex<Option<(Instant, Instant)>>>;
+
+struct NoModel {
+    limits: Limits,
+    rows: Arc<[Rows; 2]>,
+    steps: usize,
+    calls: Calls,
+}
+
+impl Forward for NoModel {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
+        let start = Instant::now();
+        self.steps += 1;
+        let (rows, count, vocab_size) = (&self.rows[self.steps % 2], step.logits_indices.len(), VOCAB as usize);
+        let blocks = vocab_size.div_ceil(LOGITS_BLOCK);
+        if let Ok(mut calls) = self.calls.lock() {
+            *calls = Some((start, Instant::now()));
+        }
+        Ok(Logits {
+            vocab_size,
+            logits: &rows.logits[..count * vocab_size],
+            max: &rows.max[..count],
+            logsumexp: &rows.logsumexp[..count],
+            block_max: &rows.block_max[..count * blocks],
+        })
+    }
+
+    fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+fn engine(rows: &Arc<[Rows; 2]>, calls: &Calls) -> Engine {
+    let limits = Limits {
+        vocab_size: VOCAB,
+        max_model_len: 4096,
+        max_num_seqs: SEQS,
+        max_num_batched_tokens: 8192,
+        max_logits: SEQS,
+        query_tile: 16,
+        block_size: 16,
+        num_blocks: SEQS * 256,
+    };
+    Engine::new(EngineParts {
+        forward: Box::new(NoModel { limits, rows: rows.clone(), steps: 0, calls: calls.clone() }),
+        tokenizer: None,
+        eos_token_ids: vec![0],
+        seed: Some(1),
+        memory: MemoryTable::default(),
+        threads: 1,
+    })
+}
+
+/// Times of a step: all of it, before the model, and after.
+#[derive(Clone, Copy)]
+struct Times([Duration; 3]);
+
+fn step(engine: &mut Engine, calls: &Calls) -> Result<Times> {
+    let start = Instant::now();
+    let outputs = engine.step()?;
+    let end = Instant::now();
+    assert!(outputs.len() == SEQS as usize || outputs.iter().all(|o| o.finished.is_none()));
+    let (called, returned) = calls.lock().ok().and_then(|c| *c).unwrap_or((end, end));
+    Ok(Times([end - start - (returned - called), called - start, end - returned]))
+}
+
+fn measure(name: &str, params: &SamplingParams, rows: &Arc<[Rows; 2]>) -> Result<()> {
+    let calls = Calls::default();
+    let mut engine = engine(rows, &calls);
+    for id in 0..u64::from(SEQS) {
+        let prompt = (0..PROMPT).map(|i| (i * 31 + id as u32 * 7) % VOCAB).collect();
+        engine.add_request(id, prompt, params.clone())?;
+    }
+    for _ in 0..WARM_UP {
+        step(&mut engine, &calls)?;
+    }
+    let mut times = (0..STEPS).map(|_| step(&mut engine, &calls)).collect::<Result<Vec<Times>>>()?;
+    let mut at = |part: usize, fraction: f64| {
+        times.sort_by_key(|t| t.0[part]);
+        times[(fraction * (STEPS - 1) as f64) as usize].0[part].as_secs_f64() * 1e6
+    };
+    let (median, p90, before, after) = (at(0, 0.5), at(0, 0.9), at(1, 0.5), at(2, 0.5));
+    let verdict = if median <= GOAL_US { "within" } else { "beyond" };
+    println!(
+        "  {name:<28} {median:>9.1} µs (p90 {p90:.1}; before {before:.1}, after {after:.1}), {verdict} {GOAL_US} µs"
+    );
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let base = SamplingParams {
+        max_tokens: Some(3000),
+        ignore_eos: true,
+        detokenize: false,
+        seed: Some(1),
+        ..SamplingParams::default()
+    };
+    let with = |temperature: f32, top_p: f32, top_k: i32| SamplingParams { temperature, top_p, top_k, ..base.clone() };
+    let rows = Arc::new([Rows::new(1), Rows::new(2)]);
+    println!("{SEQS} sequences that decode, {VOCAB} logits each, {STEPS} steps, medians, one thread");
+    for (name, params) in [
+        ("greedy", with(0.0, 1.0, 0)),
+        ("temperature 1", with(1.0, 1.0, 0)),
+        ("temperature 0.7", with(0.7, 1.0, 0)),
+        ("temperature 0.6, top_p 0.9", with(0.6, 0.9, 0)),
+        ("0.7, top_p 0.8, top_k 20", with(0.7, 0.8, 20)),
+        ("greedy, logprobs 5", SamplingParams { logprobs: Some(5), ..with(0.0, 1.0, 0) }),
+    ] {
+        measure(name, &params, &rows)?;
+    }
+    Ok(())
+}
