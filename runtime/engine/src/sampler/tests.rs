@@ -155,7 +155,7 @@ fn the_strongest_penalties_leave_numbers() {
             assert!(sample(&mut s, &[9.0, 1e-3, -5.0, 0.0]) < 4);
         }
         let mut changed = vec![];
-        s.change(&[9.0, -5.0, f32::NEG_INFINITY, 0.0], &mut changed);
+        s.change(None, &[9.0, -5.0, f32::NEG_INFINITY, 0.0], &mut changed);
         assert!(changed.iter().all(|l| l.is_finite() || *l == f32::NEG_INFINITY), "{changed:?}");
         assert_eq!(changed[2], f32::NEG_INFINITY, "what is forbidden stays so");
     }

@@ -104,7 +104,6 @@ impl Neutral {
                 let lists = [json!({"type": "array", "maxItems": 0}), json!({"type": "object", "maxProperties": 0})];
                 json!({"anyOf": [{"enum": [false, null]}, lists[0], lists[1]]})
             }
-            Neutral::Number(n) => json!({"enum": [n, null]}),
             Neutral::Text(texts) => {
                 json!({"enum": texts.iter().map(|t| json!(t)).chain([Value::Null]).collect::<Vec<_>>()})
             }
