@@ -17,13 +17,13 @@ const SHAPES: [(&str, usize, usize, bool); 4] =
 /// Bytes that no cache holds.
 const COLD: usize = 128 << 20;
 
-fn row(target: &Target, t: usize, gated: bool) -> &GemmRow {
-    let mut rows = target.gemm.iter().filter(|r| r.dtype == "bf16" && r.gated == gated);
+fn row(target: &Target, t: usize, (n, k, gated): (usize, usize, bool)) -> &GemmRow {
+    let mut rows = target.gemm_rows("bf16", gated, n, k).into_iter();
     rows.find(|r| r.at_most.is_none_or(|most| t <= most)).expect("invariant: the last row of a kind has no bound")
 }
 
 fn kernel(target: &Target, t: usize, (n, k, gated): (usize, usize, bool)) -> rvllm_ir::tile::Kernel {
-    let row = row(target, t, gated);
+    let row = row(target, t, (n, k, gated));
     let s = Gemm {
         m: Sym::T,
         n,

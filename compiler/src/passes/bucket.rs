@@ -17,11 +17,11 @@ pub struct Bucket<'t> {
     pub row: &'t GemmRow,
 }
 
-/// The buckets of products of `dtype` whose steps have at most `max_rows` rows; empty where the target's table has
+/// The buckets of products of `dtype` with `n` columns over `k` whose steps have at most `max_rows` rows; empty where the target's table has
 /// no numbers for `dtype`.
-pub fn bucket(target: &Target, dtype: DType, gated: bool, max_rows: usize) -> Vec<Bucket<'_>> {
+pub fn bucket(target: &Target, dtype: DType, gated: bool, [n, k]: [usize; 2], max_rows: usize) -> Vec<Bucket<'_>> {
     let mut buckets: Vec<Bucket<'_>> = vec![];
-    for row in target.gemm.iter().filter(|r| r.dtype == dtype.name() && r.gated == gated) {
+    for row in target.gemm_rows(dtype.name(), gated, n, k) {
         let at_most = row.at_most.filter(|n| *n < max_rows);
         match buckets.last_mut() {
             Some(last) if same_numbers(last.row, row) => last.at_most = at_most,
@@ -44,7 +44,7 @@ mod tests {
 
     fn bounds(max_rows: usize) -> Vec<Option<usize>> {
         let target = rvllm_targets::find("x86-64-v4", &|_| false).unwrap();
-        bucket(&target, DType::F32, false, max_rows).iter().map(|b| b.at_most).collect()
+        bucket(&target, DType::F32, false, [64, 64], max_rows).iter().map(|b| b.at_most).collect()
     }
 
     #[test]
@@ -62,6 +62,6 @@ mod tests {
     #[test]
     fn a_table_without_the_element_type_gives_no_bucket() {
         let target = rvllm_targets::find("x86-64-v4", &|_| false).unwrap();
-        assert_eq!(bucket(&target, DType::I8, false, 8), []);
+        assert_eq!(bucket(&target, DType::I8, false, [64, 64], 8), []);
     }
 }

@@ -100,6 +100,14 @@ pub struct GemmRow {
     /// Whether for gate·up products (two accumulators).
     #[serde(default)]
     pub gated: bool,
+    /// For results of more columns than this.
+    #[serde(default)]
+    pub above_n: usize,
+    /// For results of at most this many columns.
+    pub up_to_n: Option<usize>,
+    /// For sums over a multiple of this many elements; of rows of one kind, those of the largest such number are used.
+    #[serde(default = "any_depth")]
+    pub k_unit: usize,
     /// For at most this many rows (tokens); the last row of a kind has none.
     pub at_most: Option<usize>,
     /// Rows of the accumulator tile.
@@ -112,6 +120,17 @@ pub struct GemmRow {
     pub stages: usize,
     /// Where the numbers come from.
     pub source: String,
+}
+
+fn any_depth() -> usize {
+    1
+}
+
+impl GemmRow {
+    fn is_for(&self, dtype: &str, gated: bool, [n, k]: [usize; 2]) -> bool {
+        let columns = n > self.above_n && self.up_to_n.is_none_or(|most| n <= most);
+        self.dtype == dtype && self.gated == gated && columns && k.is_multiple_of(self.k_unit)
+    }
 }
 
 /// The tables, in the order in which they are listed to users: most specific first per architecture.
@@ -149,6 +168,13 @@ pub fn find(name: &str, has: &dyn Fn(&str) -> bool) -> Result<Target, UnknownTar
 }
 
 impl Target {
+    /// Schedule rows of products of `dtype` with `n` columns that are sums over `k`, by rising `at_most`; the last has none.
+    pub fn gemm_rows(&self, dtype: &str, gated: bool, n: usize, k: usize) -> Vec<&GemmRow> {
+        let rows: Vec<&GemmRow> = self.gemm.iter().filter(|r| r.is_for(dtype, gated, [n, k])).collect();
+        let unit = rows.iter().map(|r| r.k_unit).max();
+        rows.into_iter().filter(|r| Some(r.k_unit) == unit).collect()
+    }
+
     /// Whether this machine can run its code; `has` says whether the CPU has a feature (by Rust's name).
     pub fn runs_here(&self, has: &dyn Fn(&str) -> bool) -> bool {
         self.arch.name() == std::env::consts::ARCH && self.requires.iter().all(|f| has(f))
@@ -158,13 +184,15 @@ impl Target {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn tables_parse_and_end_in_an_unbounded_row() {
+    fn tables_parse_and_end_in_an_unbounded_row_for_every_number_of_columns() {
         for target in super::all() {
-            for dtype in ["f32", "bf16"] {
-                for gated in [false, true] {
-                    let rows: Vec<_> = target.gemm.iter().filter(|r| r.dtype == dtype && r.gated == gated).collect();
-                    assert!(rows.last().is_some_and(|r| r.at_most.is_none()), "{} {dtype} {gated}", target.name);
-                    assert!(rows.iter().rev().skip(1).all(|r| r.at_most.is_some()), "{} {dtype}", target.name);
+            let bounds = target.gemm.iter().flat_map(|r| [r.above_n, r.above_n + 1, r.up_to_n.unwrap_or(usize::MAX)]);
+            for (n, k) in bounds.filter(|n| *n > 0).flat_map(|n| [(n, 7), (n, 64)]) {
+                for (dtype, gated) in [("f32", false), ("f32", true), ("bf16", false), ("bf16", true)] {
+                    let rows = target.gemm_rows(dtype, gated, n, k).into_iter();
+                    let bounds: Vec<usize> = rows.map(|r| r.at_most.unwrap_or(usize::MAX)).collect();
+                    let rise = bounds.is_sorted_by(|a, b| a < b) && bounds.last() == Some(&usize::MAX);
+                    assert!(rise, "{} {dtype} {gated} {n} {k}: {bounds:?}", target.name);
                 }
             }
         }

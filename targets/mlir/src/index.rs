@@ -36,7 +36,7 @@ fn fold(op: IndexOp, a: i64, b: i64) -> Option<i64> {
     }
 }
 
-fn operation(op: IndexOp) -> &'static str {
+pub(crate) fn operation(op: IndexOp) -> &'static str {
     match op {
         IndexOp::Add => "arith.addi",
         IndexOp::Sub => "arith.subi",

@@ -63,6 +63,8 @@ pub(crate) enum Ty {
     Global,
     /// A pointer into the shared memory of a CTA.
     Shared,
+    /// A pointer into the shared memory of a cluster's CTAs.
+    Cluster,
     /// A structure of this many equal members.
     Struct(usize, Elem),
     Amx,
@@ -83,7 +85,7 @@ impl Ty {
         match self {
             Ty::Scalar(e) | Ty::Vector(_, e) => e,
             Ty::Struct(_, e) => e,
-            Ty::Ptr | Ty::Global | Ty::Shared | Ty::Amx => Elem::I64,
+            Ty::Ptr | Ty::Global | Ty::Shared | Ty::Cluster | Ty::Amx => Elem::I64,
         }
     }
 
@@ -104,6 +106,7 @@ impl fmt::Display for Ty {
             Ty::Ptr => f.write_str("!llvm.ptr"),
             Ty::Global => f.write_str("!llvm.ptr<1>"),
             Ty::Shared => f.write_str("!llvm.ptr<3>"),
+            Ty::Cluster => f.write_str("!llvm.ptr<7>"),
             Ty::Struct(n, e) => write!(f, "!llvm.struct<({})>", list(std::iter::repeat_n(e.name(), *n))),
             Ty::Amx => f.write_str("!llvm.x86_amx"),
         }
@@ -158,12 +161,12 @@ impl Writer {
         Ssa { id: self.next, ty }
     }
 
-    fn line(&mut self, line: fmt::Arguments<'_>) {
+    pub(crate) fn line(&mut self, line: fmt::Arguments<'_>) {
         let _ = self.body.write_fmt(line);
         self.body.push('\n');
     }
 
-    fn op(&mut self, ty: Ty, text: fmt::Arguments<'_>) -> Ssa {
+    pub(crate) fn op(&mut self, ty: Ty, text: fmt::Arguments<'_>) -> Ssa {
         let r = self.fresh(ty);
         self.line(format_args!("{r} = {text}"));
         r
@@ -379,16 +382,16 @@ impl Writer {
 
     /// `for i in lo..hi step step`, carrying `init`; ended by [`Writer::end_loop`].
     pub(crate) fn begin_loop(&mut self, [lo, hi, step]: [Ssa; 3], init: &[Ssa]) -> Loop {
-        let i = self.fresh(Ty::I64);
+        let i = self.fresh(lo.ty);
         let carried: Vec<Ssa> = init.iter().map(|v| self.fresh(v.ty)).collect();
         let results: Vec<Ssa> = init.iter().map(|v| self.fresh(v.ty)).collect();
         let head = format!("scf.for {i} = {lo} to {hi} step {step}");
         if init.is_empty() {
-            self.line(format_args!("{head} : i64 {{"));
+            self.line(format_args!("{head} : {} {{", lo.ty));
         } else {
             let args = list(carried.iter().zip(init).map(|(c, v)| format!("{c} = {v}")));
             let types = list(init.iter().map(|v| v.ty));
-            self.line(format_args!("{} = {head} iter_args({args}) -> ({types}) : i64 {{", list(&results)));
+            self.line(format_args!("{} = {head} iter_args({args}) -> ({types}) : {} {{", list(&results), lo.ty));
         }
         Loop { i, carried, results }
     }

@@ -33,14 +33,15 @@ pub const SHAPES: [Shape; 7] = [
 /// Numbers of tokens.
 pub const ROWS: [usize; 5] = [1, 2, 7, 13, 33];
 
-fn rows<'t>(target: &'t Target, dtype: DType, epilogue: &Epilogue) -> Vec<&'t GemmRow> {
-    let fits = |r: &&GemmRow| r.dtype == dtype.name() && r.gated == epilogue.silu_mul;
-    target.gemm.iter().filter(fits).collect()
+fn rows<'t>(target: &'t Target, dtype: DType, (n, k, epilogue): &Shape) -> Vec<&'t GemmRow> {
+    target.gemm_rows(dtype.name(), epilogue.silu_mul, *n, *k)
 }
 
 /// The kernel of a schedule row.
 pub fn kernel(target: &Target, name: &str, dtype: DType, (n, k, epilogue): Shape, row: &GemmRow) -> Kernel {
-    let a = MemLayout::Strided { row: Some(k + 3) };
+    // a GPU's copy engine takes rows that are whole units of 16 bytes
+    let row_len = if target.gpu.is_some() { k.next_multiple_of(8) + 8 } else { k + 3 };
+    let a = MemLayout::Strided { row: Some(row_len) };
     let (block_m, block_n, block_k, stages) = (row.block_m, row.block_n, row.block_k, row.stages);
     let s = Gemm {
         m: Sym::T,
@@ -62,7 +63,7 @@ pub fn kernel(target: &Target, name: &str, dtype: DType, (n, k, epilogue): Shape
 /// The kernels of every schedule row, shape by shape.
 pub fn variants(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
     let variants = |(i, shape): (usize, &Shape)| {
-        let rows = rows(target, dtype, &shape.2);
+        let rows = rows(target, dtype, shape);
         let named = |(j, row): (usize, &&GemmRow)| {
             kernel(target, &format!("gemm_{}_{i}_{j}", dtype.name()), dtype, *shape, row)
         };

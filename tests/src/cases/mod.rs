@@ -55,7 +55,11 @@ pub fn tolerance(dtype: DType) -> f32 {
 
 /// How weights lie.
 pub fn panel(target: &Target, dtype: DType) -> MemLayout {
-    target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: pair(dtype) })
+    match (target.panel, &target.gpu) {
+        (Some(n), _) => MemLayout::Panel { n, k: pair(dtype) },
+        (None, Some(_)) if dtype.bits() == 16 => MemLayout::Blocks { k: 64 },
+        _ => MemLayout::DENSE,
+    }
 }
 
 /// How the KV cache lies.

@@ -7,3 +7,4 @@ mod gemm;
 mod math;
 mod object;
 mod rows;
+mod wgmma;

@@ -17,7 +17,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
     };
     let attention =
         PagedAttention { heads: 4, cache, scale: 0.1, window: Some(9), softcap: Some(5.0), query_tile: 2, stages: 2 };
-    let row = target.gemm.iter().rfind(|r| r.dtype == "bf16" && r.gated).unwrap();
+    let row = target.gemm_rows("bf16", true, 70, 50).pop().unwrap();
     let product = Gemm {
         m: rvllm_ir::Sym::T,
         n: 70,

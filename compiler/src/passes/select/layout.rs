@@ -10,6 +10,9 @@ use rvllm_ir::{
     tile::MemLayout,
 };
 
+/// Columns of a block: 128 bytes of 16-bit elements.
+const BLOCK_COLUMNS: usize = 64;
+
 /// How a weight is used: decides its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
@@ -38,12 +41,17 @@ impl Selection<'_> {
     pub(super) fn weight_layout(&self, value: ValueId) -> MemLayout {
         match self.role(value) {
             Role::Dense => MemLayout::DENSE,
-            Role::Matrix | Role::Gated => self.panel(self.graph.tensor(value).dtype),
+            Role::Matrix | Role::Gated => self.matrix_layout(self.graph.tensor(value).dtype),
         }
     }
 
-    fn panel(&self, dtype: DType) -> MemLayout {
-        self.target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: pair(dtype) })
+    /// Panels for vector units, blocks for a GPU's matrix units, which take 16-bit elements.
+    fn matrix_layout(&self, dtype: DType) -> MemLayout {
+        match (self.target.panel, &self.target.gpu) {
+            (Some(n), _) => MemLayout::Panel { n, k: pair(dtype) },
+            (None, Some(_)) if dtype.bits() == 16 => MemLayout::Blocks { k: BLOCK_COLUMNS },
+            _ => MemLayout::DENSE,
+        }
     }
 
     fn role(&self, value: ValueId) -> Role {
@@ -65,11 +73,15 @@ impl Selection<'_> {
         };
         let ty = self.graph.tensor(value);
         let dims: Vec<usize> = ty.dims.iter().filter_map(|d| d.constant()).collect();
-        let (shape, recipe) = match (self.role(value), self.panel(ty.dtype)) {
-            (Role::Matrix, MemLayout::Panel { n, k }) => {
-                (stored_shape(&dims, self.panel(ty.dtype)), pack(n, k, recipe.clone()))
-            }
+        let layout = self.matrix_layout(ty.dtype);
+        let (shape, recipe) = match (self.role(value), layout) {
+            (Role::Matrix, MemLayout::Panel { n, k }) => (stored_shape(&dims, layout), pack(n, k, recipe.clone())),
             (Role::Gated, MemLayout::Panel { n, k }) => gated(&info.name, ty, n, k, recipe)?,
+            (Role::Matrix, MemLayout::Blocks { k }) => (stored_shape(&dims, layout), blocks(k, 1, recipe)),
+            (Role::Gated, MemLayout::Blocks { k }) => {
+                let halves = [&[2, dims[0] / 2], &dims[1..]].concat();
+                (stored_shape(&halves, layout), blocks(k, 2, recipe))
+            }
             _ => (dims, recipe.clone()),
         };
         Ok(Weight { name: info.name.clone(), dtype: ty.dtype, shape, recipe })
@@ -79,6 +91,10 @@ impl Selection<'_> {
 /// Adjacent elements that one 32-bit lane holds.
 pub(super) fn pair(dtype: DType) -> usize {
     (32 / dtype.bits()).max(1)
+}
+
+fn blocks(k: usize, matrices: usize, of: &Recipe) -> Recipe {
+    Recipe::Blocks { k, matrices, of: Box::new(of.clone()) }
 }
 
 fn pack(n: usize, k: usize, of: Recipe) -> Recipe {

@@ -92,7 +92,7 @@ impl Selection<'_> {
             return Err(format!("`{}` multiplies {ty}, which is not a matrix of rows of a step", self.name(n)));
         };
         let numbers = self.gemm_of(n, m, a, weight, epilogue, out)?;
-        let buckets = bucket(self.target, ty.dtype, epilogue.silu_mul, self.limits.rows(m));
+        let buckets = bucket(self.target, ty.dtype, epilogue.silu_mul, [numbers.n, numbers.k], self.limits.rows(m));
         if buckets.is_empty() {
             let (target, gated) = (&self.target.name, if epilogue.silu_mul { "gated " } else { "" });
             return Err(format!("target {target} has no schedule for {gated}matrix products of {}", ty.dtype));
@@ -186,7 +186,19 @@ impl Selection<'_> {
 }
 
 fn tiled(numbers: &Gemm, row: &GemmRow) -> Gemm {
-    let GemmRow { block_m, block_n, block_k, stages, dtype: _, gated: _, at_most: _, source: _ } = row;
+    let GemmRow {
+        block_m,
+        block_n,
+        block_k,
+        stages,
+        dtype: _,
+        gated: _,
+        above_n: _,
+        up_to_n: _,
+        k_unit: _,
+        at_most: _,
+        source: _,
+    } = row;
     Gemm { block_m: *block_m, block_n: *block_n, block_k: *block_k, stages: *stages, ..numbers.clone() }
 }
 

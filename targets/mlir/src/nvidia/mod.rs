@@ -24,6 +24,7 @@ mod reduce;
 mod shared;
 mod store;
 mod tile;
+mod wgmma;
 
 use crate::{
     Error, Lowered,
@@ -40,7 +41,7 @@ use rvllm_ir::{
 };
 use rvllm_targets::Target;
 use shared::Shared;
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 use tile::Tile;
 
 /// Threads of a CTA that multiplies matrices: four warps.
@@ -86,6 +87,35 @@ pub(crate) fn lower(kernel: &Kernel, target: &Target) -> Result<Lowered, Error> 
     let unsupported =
         |what: String| Error::Unsupported { kernel: kernel.name.clone(), target: target.name.clone(), what, loc: None };
     let gpu = target.gpu.as_ref().ok_or_else(|| unsupported("the bounds of a GPU".into()))?;
+    if let Some(lowered) = wgmma::lower(kernel, gpu) {
+        return Ok(lowered);
+    }
+    let mut fitting = Cow::Borrowed(kernel);
+    loop {
+        let (lowered, bytes) = lower_by_warps(&fitting, target)?;
+        if bytes <= gpu.shared_bytes as usize {
+            return Ok(lowered);
+        }
+        let what = || format!("{bytes} bytes of shared memory, more than {}", gpu.shared_bytes);
+        fitting = Cow::Owned(fewer_stages(&fitting).ok_or_else(|| unsupported(what()))?);
+    }
+}
+
+/// The kernel with half the stages in each pipeline; `None` where no pipeline has more than one.
+fn fewer_stages(kernel: &Kernel) -> Option<Kernel> {
+    let mut kernel = kernel.clone();
+    let mut fewer = false;
+    for s in &mut kernel.body.stmts {
+        if let Inst::Pipeline { stages, .. } = &mut s.inst {
+            fewer |= *stages > 1;
+            *stages = stages.div_ceil(2);
+        }
+    }
+    fewer.then_some(kernel)
+}
+
+/// One program by all warps of a CTA, with fragments of one warp each; and the shared memory that it takes.
+fn lower_by_warps(kernel: &Kernel, target: &Target) -> Result<(Lowered, usize), Error> {
     let threads = threads(kernel);
     let mut w = Writer::default();
     let pointers: Vec<Ssa> = kernel.params.iter().map(|_| w.fresh(Ty::Global)).collect();
@@ -108,10 +138,7 @@ pub(crate) fn lower(kernel: &Kernel, target: &Target) -> Result<Lowered, Error> 
     lower.begin(step);
     lower.programs()?;
     let bytes = lower.shared.bytes();
-    if bytes > gpu.shared_bytes as usize {
-        return Err(unsupported(format!("{bytes} bytes of shared memory, more than {}", gpu.shared_bytes)));
-    }
-    let head = signature(kernel, &lower.pointers, step, threads);
+    let head = signature(kernel, &lower.pointers, step, &[], threads);
     let launch = GpuLaunch {
         threads: threads as u32,
         shared_bytes: bytes as u32,
@@ -123,18 +150,20 @@ pub(crate) fn lower(kernel: &Kernel, target: &Target) -> Result<Lowered, Error> 
         tensor_maps: vec![],
     };
     let text = format!("module {{\n{}\n{}}}\n", shared::GLOBAL, lower.w.llvm_function(&head));
-    Ok(Lowered { text, launch: Some(launch) })
+    Ok((Lowered { text, launch: Some(launch) }, bytes))
 }
 
 /// Name, parameters and bounds of the entry. Only weights are declared free of aliases: the compiler may then read them at
 /// any time, which for other tensors would be before the predecessors are done.
-fn signature(kernel: &Kernel, pointers: &[Ssa], step: Ssa, threads: usize) -> String {
+fn signature(kernel: &Kernel, pointers: &[Ssa], step: Ssa, maps: &[Ssa], threads: usize) -> String {
     let mut params = vec![];
     for (p, pointer) in kernel.params.iter().zip(pointers) {
         let facts = if p.access == Access::Weight { " {llvm.noalias, llvm.readonly}" } else { "" };
         params.push(format!("{pointer}: !llvm.ptr<1>{facts}"));
     }
     params.push(format!("{step}: !llvm.ptr<1> {{llvm.noalias, llvm.readonly}}"));
+    let map = "llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant";
+    params.extend(maps.iter().map(|m| format!("{m}: !llvm.ptr {{{map}}}")));
     let bounds = format!("nvvm.kernel, nvvm.maxntid = array<i32: {threads}, 1, 1>, nvvm.minctasm = 1 : i32");
     format!("@{}({}) attributes {{{bounds}}}", kernel.name, params.join(", "))
 }

@@ -1,0 +1,132 @@
+//! The consumers: warpgroups that multiply what the ring holds, then finish their part of the result.
+
+use super::{
+    Lower, element,
+    form::{BLOCK_BYTES, LINE_BYTES, M, WARPGROUP},
+    raster::Tiles,
+    store::Tile,
+};
+use crate::text::{Elem, Ssa, Ty};
+
+/// Registers that the threads of a consumer warpgroup take: two of them and a producer share the 64 Ki of a multiprocessor.
+const REGISTERS: usize = 232;
+/// Columns of K that one instruction takes.
+const DEPTH: usize = 16;
+/// Bytes of those.
+const DEPTH_BYTES: usize = 2 * DEPTH;
+
+impl Lower<'_> {
+    pub(super) fn consume(&mut self) {
+        let tiles = self.tiles();
+        if self.form.wide {
+            self.w.resize_registers("increase", REGISTERS);
+            self.consume_many(tiles);
+        } else {
+            self.consume_one(tiles);
+        }
+    }
+
+    fn consume_one(&mut self, tiles: Tiles) {
+        let (program, inside) = self.program(tiles);
+        let steps = self.steps(inside);
+        let origin = self.origin(&program);
+        let tile = self.tile(origin);
+        let pairs = self.narrow_pairs(&tile);
+        let zero = self.w.i32(0);
+        let (_, sums) = self.sum([zero, zero], steps);
+        self.w.begin_if(inside);
+        self.store_narrow(&tile, sums[0], &pairs);
+        self.w.end();
+    }
+
+    fn consume_many(&mut self, tiles: Tiles) {
+        let (first, step) = (self.w.special_register("ctaid.x"), self.w.special_register("nctaid.x"));
+        let count = self.count(tiles);
+        self.w.effect("nvvm.griddepcontrol wait");
+        let zero = self.w.i32(0);
+        let open = self.w.begin_loop([first, count, step], &[zero, zero]);
+        let program = self.program_of(tiles, open.i);
+        let origin = self.origin(&program);
+        let tile = self.tile(origin);
+        let pairs = self.first_boxes(&tile);
+        let steps = self.w.i32(self.form.steps);
+        let (ring, sums) = self.sum([open.carried[0], open.carried[1]], steps);
+        self.store_wide(&tile, &sums, pairs);
+        self.w.end_loop(open, &ring);
+        let leader = self.leads();
+        self.w.begin_if(leader);
+        self.w.await_stores();
+        self.w.end();
+    }
+
+    fn tile(&mut self, [row, column]: [Ssa; 2]) -> Tile {
+        let group = self.w.over(self.thread, WARPGROUP);
+        let warp = self.w.over(self.thread, 32);
+        let warp = self.w.modulo(warp, 4);
+        Tile { row, column, group, warp }
+    }
+
+    /// Whether this is the first thread of its warpgroup.
+    pub(super) fn leads(&mut self) -> Ssa {
+        let within = self.w.modulo(self.thread, WARPGROUP);
+        self.w.is("eq", within, 0)
+    }
+
+    /// The sums of a tile over so many stages, from this stage and parity on; hands back the next ones and the accumulators.
+    fn sum(&mut self, ring: [Ssa; 2], steps: Ssa) -> (Vec<Ssa>, Vec<Ssa>) {
+        let ty = Ty::Struct(self.form.sums(), Elem::F32);
+        let zero = self.w.nullary("llvm.mlir.zero", ty);
+        let init: Vec<Ssa> = ring.into_iter().chain(vec![zero; self.form.blocks()]).collect();
+        let bounds = [self.w.i32(0), steps, self.w.i32(1)];
+        let open = self.w.begin_loop(bounds, &init);
+        let [stage, parity] = [open.carried[0], open.carried[1]];
+        let full = self.full(stage);
+        self.w.await_phase(full, parity);
+        let sums = self.multiply_stage(stage, &open.carried[2..]);
+        self.release(stage);
+        let yields: Vec<Ssa> = self.next_stage(stage, parity).into_iter().chain(sums).collect();
+        let mut results = self.w.end_loop(open, &yields);
+        let sums = results.split_off(2);
+        (results, sums)
+    }
+
+    fn multiply_stage(&mut self, stage: Ssa, sums: &[Ssa]) -> Vec<Ssa> {
+        let (weights, rows) = (self.weights_at(stage), self.rows_at(stage));
+        let group = self.w.over(self.thread, WARPGROUP);
+        let (m, n, m_share) = match self.form.wide {
+            true => (rows, weights, self.form.rows / self.form.warpgroups * LINE_BYTES),
+            false => (weights, rows, self.form.lines * BLOCK_BYTES),
+        };
+        let share = self.w.times(group, m_share);
+        let m = self.w.advance(m, share);
+        let (m, n) = (self.w.descriptor(m), self.w.descriptor(n));
+        let mut sums = sums.to_vec();
+        self.w.begin_products();
+        for (line, k) in (0..self.form.lines).flat_map(|l| (0..LINE_BYTES / DEPTH_BYTES).map(move |k| (l, k))) {
+            let [m_line, n_line] = self.line_bytes();
+            let n = self.w.behind(n, line * n_line + k * DEPTH_BYTES);
+            for (block, sum) in sums.iter_mut().enumerate() {
+                let m = self.w.behind(m, line * m_line + block * M * LINE_BYTES + k * DEPTH_BYTES);
+                let elem = element(self.product.param(self.product.a).ty.dtype);
+                *sum = self.w.multiply(m, n, *sum, self.form.n(), elem);
+            }
+        }
+        self.w.await_products();
+        sums
+    }
+
+    /// Bytes from one line of K to the next, of the instruction's M operand and of its N operand.
+    fn line_bytes(&self) -> [usize; 2] {
+        let (rows, weights) = (self.form.rows * LINE_BYTES, self.form.weights * LINE_BYTES);
+        if self.form.wide { [rows, weights] } else { [weights.min(BLOCK_BYTES), rows] }
+    }
+
+    /// Lets the producer fill a stage again.
+    fn release(&mut self, stage: Ssa) {
+        let first = self.w.is("eq", self.lane, 0);
+        self.w.begin_if(first);
+        let empty = self.empty(stage);
+        self.w.arrive(empty);
+        self.w.end();
+    }
+}

@@ -1,0 +1,164 @@
+//! How a product is spread over a multiprocessor: which operand is the instruction's M, how many warpgroups multiply, what
+//! lies where in shared memory. A function of the kernel's numbers alone.
+//!
+//! Whatever the form, an element of the result is one accumulator's sum over K in ascending steps of 16: forms give the
+//! same bits.
+
+use super::product::{LINE, Product, UNIT};
+
+/// Bytes of a line of shared memory.
+pub(super) const LINE_BYTES: usize = 128;
+/// Rows of the instruction's M, and of a block of weights.
+pub(super) const M: usize = 64;
+/// Bytes of a block of weights.
+pub(super) const BLOCK_BYTES: usize = M * LINE_BYTES;
+/// Largest N of the instruction.
+const MAX_N: usize = 256;
+/// Rows of the result from which on they are the instruction's M.
+const WIDE: usize = 128;
+/// Consumer warpgroups of a wide form.
+const WIDE_WARPGROUPS: usize = 2;
+/// Accumulator registers of a thread, at most.
+const MAX_SUMS: usize = 128;
+/// Threads of a warpgroup.
+pub(super) const WARPGROUP: usize = 128;
+/// Bytes that rows of a narrow form's result are apart beyond their length: neighbouring rows fall into other banks.
+const PAD: usize = 16;
+/// Bytes of a box that the copy engine stores: 64 lines.
+pub(super) const BOX_BYTES: usize = M * LINE_BYTES;
+/// Row tiles that neighbouring CTAs of a persistent kernel share, so that what they read of both operands stays in L2.
+pub(super) const RASTER: usize = 16;
+
+/// Sizes and places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Form {
+    /// Rows of the result are the instruction's M (tiles of many rows); otherwise weights are (few rows).
+    pub(super) wide: bool,
+    /// Warpgroups that multiply.
+    pub(super) warpgroups: usize,
+    /// Rows of weights of a tile, over all matrices.
+    pub(super) weights: usize,
+    /// Rows of the result of a tile.
+    pub(super) rows: usize,
+    /// Lines of K of a stage, and stages of work of a tile.
+    pub(super) lines: usize,
+    pub(super) steps: usize,
+    /// Stages of the ring.
+    pub(super) stages: usize,
+    /// Bytes of an element of the result.
+    pub(super) out_bytes: usize,
+    /// Columns of the result that one warpgroup of a narrow form has.
+    pub(super) features: usize,
+    /// Where rows, the result, and the barriers begin; and the end.
+    pub(super) rows_at: usize,
+    pub(super) out_at: usize,
+    pub(super) barriers_at: usize,
+    pub(super) bytes: usize,
+}
+
+impl Form {
+    /// The form of a product where `shared` bytes are to be had; `None` where no instruction has its sizes.
+    pub(super) fn of(p: &Product<'_>, shared: usize) -> Option<Form> {
+        let weights = p.n * p.matrices();
+        // the copy engine stores whole units
+        let wide = p.m >= WIDE && p.alignment(p.c) == UNIT;
+        let (sums, fits) =
+            if wide { (wide_sums(p.m, weights), is_wide(p, weights)) } else { (p.m / 2, is_narrow(p, weights)) };
+        if !fits || sums > MAX_SUMS {
+            return None;
+        }
+        let warpgroups = if wide { WIDE_WARPGROUPS } else { weights.div_ceil(M) };
+        // a stage never reaches past the last line
+        let lines = (1..=p.lines).rev().find(|l| p.depth % l == 0)?;
+        let out_bytes = p.param(p.c).ty.dtype.bits() / 8;
+        let features = M.min(weights) / p.matrices();
+        let out = if wide { warpgroups * 2 * BOX_BYTES } else { warpgroups * p.m * (features * out_bytes + PAD) };
+        let stage = lines * LINE_BYTES * (weights + p.m);
+        // half a block of weights is read as a whole one, whatever lies behind it
+        let behind = if weights < M { BLOCK_BYTES / 2 } else { 0 };
+        let room = shared.checked_sub(out + behind)?;
+        let steps = p.depth / lines;
+        let stages = p.stages.min(room / (stage + 16));
+        let stages = if wide { stages } else { stages.min(steps) };
+        let rows_at = stages * lines * LINE_BYTES * weights;
+        let out_at = (stages * stage).next_multiple_of(1024);
+        let barriers_at = (out_at + out).next_multiple_of(16);
+        (stages > 0).then_some(Form {
+            wide,
+            warpgroups,
+            weights,
+            rows: p.m,
+            lines,
+            steps,
+            stages,
+            out_bytes,
+            features,
+            rows_at,
+            out_at,
+            barriers_at,
+            bytes: (barriers_at + 16 * stages).max(rows_at + behind),
+        })
+    }
+
+    /// Bytes of weights of a stage.
+    pub(super) fn weight_bytes(&self) -> usize {
+        self.lines * LINE_BYTES * self.weights
+    }
+
+    /// Bytes of rows of a stage.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.lines * LINE_BYTES * self.rows
+    }
+
+    /// The instruction's N.
+    pub(super) fn n(&self) -> usize {
+        if self.wide { self.weights } else { self.rows }
+    }
+
+    /// Instructions of one warpgroup that share a slice of K.
+    pub(super) fn blocks(&self) -> usize {
+        if self.wide { self.rows / (M * WIDE_WARPGROUPS) } else { 1 }
+    }
+
+    /// Accumulators of a thread for one instruction.
+    pub(super) fn sums(&self) -> usize {
+        self.n() / 2
+    }
+
+    /// Threads of a CTA: a whole producer warpgroup where registers move between warpgroups.
+    pub(super) fn threads(&self) -> usize {
+        WARPGROUP * self.warpgroups + if self.wide { WARPGROUP } else { 32 }
+    }
+
+    /// Bytes from a row of a narrow form's result in shared memory to the next.
+    pub(super) fn out_pitch(&self) -> usize {
+        self.features * self.out_bytes + PAD
+    }
+
+    /// Columns of K of a stage.
+    pub(super) fn columns(&self) -> usize {
+        self.lines * LINE
+    }
+
+    /// Columns of a box of the result.
+    pub(super) fn box_columns(&self) -> usize {
+        LINE_BYTES / self.out_bytes
+    }
+}
+
+fn wide_sums(m: usize, weights: usize) -> usize {
+    m / (M * WIDE_WARPGROUPS) * weights / 2
+}
+
+/// Whole boxes of columns, whole blocks of weights.
+fn is_wide(p: &Product<'_>, weights: usize) -> bool {
+    let columns = LINE_BYTES * 8 / p.param(p.c).ty.dtype.bits();
+    let sizes = p.m % (M * WIDE_WARPGROUPS) == 0 && p.m <= 256 && weights % M == 0 && weights <= MAX_N;
+    sizes && p.n % columns == 0
+}
+
+/// At most two matrices, whose rows the same thread has; whole blocks of weights or half of one.
+fn is_narrow(p: &Product<'_>, weights: usize) -> bool {
+    let blocks = weights % M == 0 && weights <= 4 * M || weights == M / 2 && p.matrices() == 1;
+    p.m % 8 == 0 && p.matrices() <= 2 && blocks
+}

@@ -1,0 +1,62 @@
+//! Products for Hopper, as far as they show without one: every schedule row is a product on the warpgroup's instruction fed by
+//! the copy engine, fits a multiprocessor, and keeps everything in registers.
+
+use rvllm_ir::{DType, Sym, graph::Epilogue, tile::MemLayout};
+use rvllm_kernels::{Gemm, gemm};
+use rvllm_mlir::{asm, assembler, compile};
+use rvllm_targets::{GemmRow, Target};
+
+/// Columns and k: whole tiles, and tails of both.
+const SHAPES: [(usize, usize); 4] = [(4096, 512), (16384, 512), (1000, 72), (32001, 136)];
+
+fn product(row: &GemmRow, (n, k): (usize, usize), residual: bool, out: DType) -> Gemm {
+    Gemm {
+        m: Sym::T,
+        n,
+        k,
+        dtype: DType::Bf16,
+        a: MemLayout::DENSE,
+        weight: MemLayout::Blocks { k: 64 },
+        out,
+        epilogue: Epilogue { bias: residual, silu_mul: row.gated, residual },
+        block_m: row.block_m,
+        block_n: row.block_n,
+        block_k: row.block_k,
+        stages: row.stages,
+    }
+}
+
+fn products(target: &Target) -> Vec<Gemm> {
+    let mut all = vec![];
+    for (n, k) in SHAPES {
+        for row in [false, true].into_iter().flat_map(|gated| target.gemm_rows("bf16", gated, n, k)) {
+            let whole = n.is_multiple_of(64);
+            all.push(product(row, (n, k), whole, if whole { DType::Bf16 } else { DType::F32 }));
+        }
+    }
+    all
+}
+
+#[test]
+fn every_schedule_row_multiplies_by_warpgroups_and_spills_nothing() {
+    let target = rvllm_targets::find("sm_90a", &|_| false).unwrap();
+    let all = products(&target);
+    let kernels: Vec<_> = all.iter().enumerate().map(|(i, s)| gemm(&format!("gemm_{i}"), s)).collect();
+    let object = compile(&kernels, &target).unwrap();
+    for (s, part) in all.iter().zip(&object.parts) {
+        let launch = part.launch.as_ref().unwrap();
+        assert!(!launch.tensor_maps.is_empty(), "{s:?} reads no rows by tensor map");
+        assert!(launch.shared_bytes <= target.gpu.as_ref().unwrap().shared_bytes, "{s:?}");
+        if assembler().is_some() {
+            assert_eq!(launch.spill_bytes, Some(0), "{s:?}");
+        }
+    }
+}
+
+#[test]
+fn code_is_the_same_each_time() {
+    let target = rvllm_targets::find("sm_90a", &|_| false).unwrap();
+    let s = &products(&target)[0];
+    let [a, b] = [0, 1].map(|_| asm(&gemm("gemm", s), &target).unwrap());
+    assert_eq!(a, b);
+}
