@@ -69,7 +69,7 @@ impl Form {
         }
         let warpgroups = if wide { WIDE_WARPGROUPS } else { weights.div_ceil(M) };
         // a stage never reaches past the last line
-        let lines = (1..=p.lines).rev().find(|l| p.depth % l == 0)?;
+        let lines = (1..=p.lines).rev().find(|l| p.depth.is_multiple_of(*l))?;
         let out_bytes = p.param(p.c).ty.dtype.bits() / 8;
         let features = M.min(weights) / p.matrices();
         let out = if wide { warpgroups * 2 * BOX_BYTES } else { warpgroups * p.m * (features * out_bytes + PAD) };
@@ -153,12 +153,12 @@ fn wide_sums(m: usize, weights: usize) -> usize {
 /// Whole boxes of columns, whole blocks of weights.
 fn is_wide(p: &Product<'_>, weights: usize) -> bool {
     let columns = LINE_BYTES * 8 / p.param(p.c).ty.dtype.bits();
-    let sizes = p.m % (M * WIDE_WARPGROUPS) == 0 && p.m <= 256 && weights % M == 0 && weights <= MAX_N;
-    sizes && p.n % columns == 0
+    let sizes = p.m.is_multiple_of(M * WIDE_WARPGROUPS) && p.m <= 256 && weights.is_multiple_of(M) && weights <= MAX_N;
+    sizes && p.n.is_multiple_of(columns)
 }
 
 /// At most two matrices, whose rows the same thread has; whole blocks of weights or half of one.
 fn is_narrow(p: &Product<'_>, weights: usize) -> bool {
-    let blocks = weights % M == 0 && weights <= 4 * M || weights == M / 2 && p.matrices() == 1;
-    p.m % 8 == 0 && p.matrices() <= 2 && blocks
+    let blocks = (weights.is_multiple_of(M) && weights <= 4 * M) || (weights == M / 2 && p.matrices() == 1);
+    p.m.is_multiple_of(8) && p.matrices() <= 2 && blocks
 }

@@ -11,8 +11,8 @@ pub(super) const EVICT_FIRST: i64 = 0x12F0_0000_0000_0000;
 pub(super) const EVICT_LAST: i64 = 0x14F0_0000_0000_0000;
 
 /// A matrix operand in shared memory, K-major with 128-byte swizzle, without its address: bits 62 and up the swizzle, 32 to
-/// 45 the distance of groups of eight rows, 16 to 29 one (not used with a swizzle); addresses and distances in 16 bytes.
-const DESCRIPTOR: i64 = 1 << 62 | (8 * LINE_BYTES as i64 >> 4) << 32 | 1 << 16;
+/// 45 the distance of groups of eight rows, 16 to 29 one (not used with a swizzle); addresses and distances in 16 bytes, so that eight lines are half their bytes.
+const DESCRIPTOR: i64 = (1 << 62) | ((LINE_BYTES as i64 / 2) << 32) | (1 << 16);
 
 /// Nanoseconds that a thread may sleep before it looks at a barrier again.
 const PATIENCE: i64 = 10_000_000;

@@ -158,7 +158,7 @@ impl Lower<'_> {
     fn weight_block(&mut self, first: Ssa, block: usize, line: Ssa, l: usize) -> Ssa {
         let [blocks, across] = self.stored_blocks();
         let mut block = self.w.plus(first, block);
-        if blocks * M % self.form.weights != 0 {
+        if !(blocks * M).is_multiple_of(self.form.weights) {
             let last = self.w.ints(I32, blocks as i64 - 1);
             block = self.w.binary("arith.minui", block, last);
         }
