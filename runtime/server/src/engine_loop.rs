@@ -25,7 +25,10 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::timeout,
+};
 
 /// Outputs of a job, each with the index of its prompt.
 pub type Outputs = mpsc::Receiver<(usize, Output)>;
@@ -82,6 +85,12 @@ pub enum Refusal {
         /// Why not.
         error: GrammarError,
     },
+    /// The form that answers must have takes too long to compile.
+    #[error("{param} takes more than {} s to compile · help: make it smaller", COMPILE_TIME.as_secs())]
+    SlowForm {
+        /// The field that asks for it.
+        param: &'static str,
+    },
     /// The form that answers must have is too large.
     #[error("{param} has {bytes} bytes, but at most {most} are taken (--max-grammar-size)")]
     LargeForm {
@@ -96,6 +105,8 @@ pub enum Refusal {
 
 /// Forms that are compiled at a time: each may take a second, and those who wait for a tokenizer need threads, too.
 const MOST_COMPILING: usize = 2;
+/// Time that a form has to be compiled.
+const COMPILE_TIME: Duration = Duration::from_secs(10);
 
 struct Submission {
     job: Job,
@@ -128,7 +139,7 @@ pub struct EngineHandle {
     timeout: Option<Duration>,
     shared: Arc<Shared>,
     grammars: Arc<GrammarCompiler>,
-    compiling: Semaphore,
+    compiling: Arc<Semaphore>,
     max_grammar_bytes: usize,
 }
 
@@ -155,7 +166,7 @@ impl EngineHandle {
             running: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
         });
-        let (grammars, compiling) = (engine.grammars().clone(), Semaphore::new(MOST_COMPILING));
+        let (grammars, compiling) = (engine.grammars().clone(), Arc::new(Semaphore::new(MOST_COMPILING)));
         let jobs = EngineLoop {
             engine,
             received,
@@ -231,11 +242,18 @@ impl EngineHandle {
             return Ok(found);
         }
         // The semaphore is never closed.
-        let _permit = self.compiling.acquire().await;
+        let permit = self.compiling.clone().acquire_owned().await;
         let (grammars, form) = (self.grammars.clone(), form.clone());
-        let compiled = tokio::task::spawn_blocking(move || grammars.compile(&form)).await;
-        let compiled = compiled.map_err(|_| Refusal::Failed("a thread that compiles grammars has ended".into()))?;
-        compiled.map_err(|error| Refusal::Form { param, error })
+        let compiled = tokio::task::spawn_blocking(move || {
+            // One that takes too long goes on to its end, and nobody else's in its place.
+            let _permit = permit;
+            grammars.compile(&form)
+        });
+        match timeout(COMPILE_TIME, compiled).await {
+            Ok(Ok(compiled)) => compiled.map_err(|error| Refusal::Form { param, error }),
+            Ok(Err(_)) => Err(Refusal::Failed("a thread that compiles grammars has ended".into())),
+            Err(_) => Err(Refusal::SlowForm { param }),
+        }
     }
 
     fn admit(&self, prompts: usize) -> Result<OwnedSemaphorePermit, Refusal> {

@@ -155,7 +155,11 @@ impl GrammarCompiler {
         let grammar = GrammarInit::Serialized(request.to_grammar()?);
         let parser = factory.create_parser_from_init_default(grammar);
         let parser = parser.map_err(|e| refused(kind, request, &format!("{e:#}")))?;
-        Grammar::new(parser).map(Arc::new)
+        let grammar = Grammar::new(parser).map_err(|e| match e {
+            GrammarError::Stuck(why) => GrammarError::invalid(kind_words(kind), format!("from its start, {why}")),
+            other => other,
+        })?;
+        Ok(Arc::new(grammar))
     }
 
     fn factory(&self) -> Result<ParserFactory, GrammarError> {

@@ -44,7 +44,8 @@ impl GrammarError {
     }
 
     pub(super) fn stuck(cause: impl std::fmt::Display) -> GrammarError {
-        GrammarError::Stuck(first_line(&format!("{cause:#}")))
+        let told = first_line(&format!("{cause:#}"));
+        GrammarError::Stuck(if told.contains("NoExtension") { "no token can follow".to_string() } else { told })
     }
 }
 

@@ -117,7 +117,9 @@ impl From<Refusal> for ApiError {
             Refusal::Ending => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message),
             Refusal::Failed(_) => ApiError::internal(message),
             Refusal::Engine(error) => error.into(),
-            Refusal::Form { param, .. } | Refusal::LargeForm { param, .. } => ApiError::field(param, message),
+            Refusal::Form { param, .. } | Refusal::SlowForm { param } | Refusal::LargeForm { param, .. } => {
+                ApiError::field(param, message)
+            }
         }
     }
 }
