@@ -45,7 +45,37 @@ pub(crate) fn run(path: &Path, args: &Args, tally: &mut Tally) -> Result<()> {
         let observed = observed.and_then(|mut engine| observe(&mut engine, company, &artifact));
         tally.add(&format!("{} {what}", path.display()), observed.and_then(|bits| same(&bits, &alone)));
     }
+    tally.add(
+        &format!("{} where only the largest logits are read", path.display()),
+        reads_of_rows(&artifact, options(&|_| {})),
+    );
     Ok(())
+}
+
+/// Greedy answers are the same tokens where whole rows of logits are brought to the host and where only the run with the
+/// largest is.
+fn reads_of_rows(artifact: &Artifact, options: EngineOptions) -> Result<()> {
+    let mut engine = Engine::load(artifact, options)?;
+    let (whole, largest) = (greedy(&mut engine, artifact, Some(1))?, greedy(&mut engine, artifact, None)?);
+    let differ = whole.iter().zip(&largest).filter(|(a, b)| a != b).count();
+    ensure!(differ == 0, "{differ} of {} answers differ", whole.len());
+    Ok(())
+}
+
+/// Answers to all prompts at once.
+fn greedy(engine: &mut Engine, artifact: &Artifact, logprobs: Option<i32>) -> Result<Vec<Vec<u32>>> {
+    let params = SamplingParams { temperature: 0.0, logprobs, prompt_logprobs: None, ..params(0) };
+    for i in 0..33 {
+        engine.add_request(i, prompt(artifact, i as u32), params.clone())?;
+    }
+    let mut answers = vec![vec![]; 33];
+    while engine.has_unfinished() {
+        for output in engine.step()? {
+            answers[output.request_id as usize].extend(output.sequences.into_iter().flat_map(|s| s.token_ids));
+        }
+    }
+    ensure!(answers.iter().all(|a| a.len() == 30), "every request answers");
+    Ok(answers)
 }
 
 /// Blocks for some of the requests only.
@@ -76,12 +106,15 @@ fn params(i: u32) -> SamplingParams {
     }
 }
 
+fn prompt(artifact: &Artifact, i: u32) -> Vec<u32> {
+    let vocab = artifact.manifest().model.vocab_size;
+    (0..3 + (i * 37) % 150).map(|j| (i * 7919 + j * 104_729 + 13) % (vocab * 9 / 10)).collect()
+}
+
 /// The observed request's answer, among the others or alone.
 fn observe(engine: &mut Engine, company: bool, artifact: &Artifact) -> Result<Bits> {
-    let vocab = artifact.manifest().model.vocab_size;
-    let prompt = |i: u32| (0..3 + (i * 37) % 150).map(|j| (i * 7919 + j * 104_729 + 13) % (vocab * 9 / 10)).collect();
     for i in (0..33u32).filter(|i| company || *i as usize == SUBJECT) {
-        engine.add_request(i.into(), prompt(i), params(i))?;
+        engine.add_request(i.into(), prompt(artifact, i), params(i))?;
     }
     let (mut tokens, mut bits) = (vec![], vec![]);
     while engine.has_unfinished() {

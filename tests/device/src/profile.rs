@@ -7,8 +7,12 @@ use rvllm_artifact::{
     plan::{self, Arg, Plan},
 };
 use rvllm_engine::{
-    DeviceChoice, EngineOptions, Limits, device::cuda::CudaDevice, executor::Executor, forward::Forward,
-    load::cuda_executor, step::Step,
+    DeviceChoice, EngineOptions, Limits,
+    device::cuda::{CudaDevice, Overlap},
+    executor::Executor,
+    forward::Forward,
+    load::cuda_executor,
+    step::Step,
 };
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
@@ -36,8 +40,15 @@ fn one(executor: &mut Executor<CudaDevice>, artifact: &Artifact, seqs: u32, cont
     println!(
         "\n{seqs} sequences of {context} tokens: {launched:.1} µs a step, of which the host {host:.1} µs before it waits"
     );
-    let [alone, overlapping] = [false, true].map(|o| executor.device_mut().time_graph(&step, &list, o, REPEATS));
-    println!("launches as a graph: {:.1} µs one after the other, {:.1} µs overlapping", alone?, overlapping?);
+    print!("launches as a graph:");
+    for (what, overlap) in [
+        ("one after the other", Overlap::None),
+        ("streams overlapping", Overlap::Streams),
+        ("all overlapping", Overlap::All),
+    ] {
+        print!(" {:.1} µs {what};", executor.device_mut().time_graph(&step, &list, overlap, REPEATS)?);
+    }
+    println!();
     let plan = executor.plan();
     let kv = u64::from(seqs) * u64::from(context) * 2 * kv_row(artifact);
     let mut rows: BTreeMap<&str, (usize, f32, u64)> = BTreeMap::new();

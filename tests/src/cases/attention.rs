@@ -2,7 +2,7 @@
 
 use super::{Case, kv_layout, tolerance};
 use crate::launch::{Launch, Numbers, Symbols};
-use rvllm_ir::DType;
+use rvllm_ir::{DType, tile::PAD_ROWS};
 use rvllm_kernels::{KvCache, PagedAttention, paged_attention};
 use rvllm_targets::Target;
 
@@ -15,7 +15,7 @@ pub const SEQUENCES: [Sequence; 6] = [(1, 1), (70, 1), (7, 7), (35, 4), (32, 32)
 /// A kernel for heads, KV heads and head dimension.
 pub fn spec(target: &Target, (heads, kv_heads, head_dim): (usize, usize, usize), dtype: DType) -> PagedAttention {
     let cache = KvCache { kv_heads, head_dim, block_size: target.block_size, dtype, layout: kv_layout(target, dtype) };
-    let query_tile = (target.attention_rows / (heads / kv_heads)).max(1);
+    let query_tile = (target.attention_rows / (heads / kv_heads)).clamp(1, PAD_ROWS);
     PagedAttention { heads, cache, scale: 0.4, window: None, softcap: None, query_tile, stages: 2 }
 }
 

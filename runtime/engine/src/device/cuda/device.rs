@@ -12,7 +12,7 @@
 use super::{
     error::CudaError,
     gpu::{DeviceMemory, Gpu, Pinned},
-    kernel::{LoadedKernel, Ready},
+    kernel::{LoadedKernel, Overlap, Ready},
     stream::{Event, Graph, Stream},
     weights::DeviceWeights,
 };
@@ -155,7 +155,7 @@ impl CudaDevice {
             self.bring_inputs(step, None)?;
             self.stream.mark(&events[0])?;
             for (launch, end) in ready.iter().zip(&events[1..]) {
-                launch.launch(&self.stream, false)?;
+                launch.launch(&self.stream, Overlap::None)?;
                 self.stream.mark(end)?;
             }
             self.stream.synchronize()?;
@@ -167,8 +167,7 @@ impl CudaDevice {
         Ok(times.into_iter().map(|mut times| median(&mut times[1..])).collect())
     }
 
-    /// Microseconds of a step's launches as a graph: the median of `repeats` replays, one after the other. `overlaps` lets
-    /// each launch begin before its predecessor ended.
+    /// Microseconds of a step's launches as a graph: the median of `repeats` replays, one after the other.
     ///
     /// # Errors
     /// The GPU failed.
@@ -176,12 +175,12 @@ impl CudaDevice {
         &mut self,
         step: &Step,
         list: &LaunchList,
-        overlaps: bool,
+        overlap: Overlap,
         repeats: usize,
     ) -> Result<f32, DeviceError> {
         let ready = self.ready(list)?;
         let stream = &self.stream;
-        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream, overlaps)))?;
+        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream, overlap)))?;
         let (start, end) = (Event::new(self.gpu())?, Event::new(self.gpu())?);
         self.bring_inputs(step, None)?;
         let mut times = vec![];
@@ -275,7 +274,7 @@ impl Device for CudaDevice {
     fn record(&mut self, list: &LaunchList) -> Result<(), DeviceError> {
         let ready = self.ready(list)?;
         let stream = &self.stream;
-        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream, true)))?;
+        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream, Overlap::Streams)))?;
         self.graphs.push(graph);
         Ok(())
     }
@@ -295,7 +294,7 @@ impl Device for CudaDevice {
             }
             Launches::List(list) => {
                 let ready = self.ready(&list)?;
-                ready.iter().try_for_each(|launch| launch.launch(&self.stream, true))?;
+                ready.iter().try_for_each(|launch| launch.launch(&self.stream, Overlap::Streams))?;
             }
         }
         self.host_time = start.elapsed();

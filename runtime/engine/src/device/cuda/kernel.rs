@@ -227,6 +227,18 @@ fn swizzle(swizzle: Swizzle) -> sys::CUtensorMapSwizzle {
 #[derive(Clone, Copy, Debug)]
 struct Map(sys::CUtensorMap_st);
 
+/// Which launches begin before their predecessors end. Kernels wait themselves before they touch what those wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlap {
+    /// None.
+    None,
+    /// Those that the copy engine feeds: their weights arrive meanwhile. Others have little to do ahead, and their waiting
+    /// CTAs hold what running ones need: on an H200 overlapping such made the steps of an 8B model 23 to 40 % longer.
+    Streams,
+    /// All.
+    All,
+}
+
 /// A launch with everything known.
 #[derive(Clone, Debug)]
 pub struct Ready {
@@ -248,16 +260,21 @@ impl Ready {
         &self.kernel
     }
 
-    /// Gives it to a stream. `overlaps` lets it begin before its predecessor ended, for which it waits itself.
+    /// Gives it to a stream.
     ///
     /// # Errors
     /// The driver refuses it.
-    pub fn launch(&self, stream: &Stream, overlaps: bool) -> Result<(), CudaError> {
+    pub fn launch(&self, stream: &Stream, overlap: Overlap) -> Result<(), CudaError> {
         if self.ctas == 0 {
             return Ok(());
         }
         let Loaded { gpu, function, symbol, launch, .. } = &*self.kernel.0;
         gpu.bind()?;
+        let overlaps = match overlap {
+            Overlap::None => false,
+            Overlap::Streams => !launch.tensor_maps.is_empty(),
+            Overlap::All => true,
+        };
         let mut attributes = attributes(launch.cluster, overlaps);
         let config = sys::CUlaunchConfig {
             gridDimX: self.ctas,
