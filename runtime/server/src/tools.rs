@@ -7,7 +7,7 @@ use crate::{
         ApiError,
         chat::ChatFields,
         request::part,
-        tools::{Function, FunctionCallField, Tool, ToolChoiceField},
+        tools::{Function, FunctionCallField, FunctionCallMode, Tool, ToolChoiceField, ToolChoiceMode},
     },
     parsers::ToolChoice,
 };
@@ -117,22 +117,20 @@ impl Tools {
 }
 
 fn choice(own: &ChatFields) -> Result<Option<Choice>, ApiError> {
-    let mode = |field: &str, mode: &str, forced: bool| match mode {
-        "none" => Ok(Choice::None),
-        "auto" => Ok(Choice::Auto),
-        "required" if forced => Ok(Choice::Required),
-        other => {
-            let words = if forced { "\"none\", \"auto\", \"required\"" } else { "\"none\", \"auto\"" };
-            Err(ApiError::field(field, format!("{field} is {other:?}, but must be {words} or name a function")))
-        }
-    };
     match (&own.tool_choice, &own.function_call) {
         (Some(_), Some(_)) => Err(ApiError::field(
             "function_call",
             "function_call is the older name of tool_choice · help: give one of them",
         )),
-        (Some(ToolChoiceField::Mode(text)), None) => mode("tool_choice", text, true).map(Some),
-        (None, Some(FunctionCallField::Mode(text))) => mode("function_call", text, false).map(Some),
+        (Some(ToolChoiceField::Mode(mode)), None) => Ok(Some(match mode {
+            ToolChoiceMode::None => Choice::None,
+            ToolChoiceMode::Auto => Choice::Auto,
+            ToolChoiceMode::Required => Choice::Required,
+        })),
+        (None, Some(FunctionCallField::Mode(mode))) => Ok(Some(match mode {
+            FunctionCallMode::None => Choice::None,
+            FunctionCallMode::Auto => Choice::Auto,
+        })),
         (None, Some(FunctionCallField::Named(function))) => Ok(Some(Choice::Named(function.name.clone()))),
         (Some(ToolChoiceField::Named(tool)), None) => {
             check_kind(tool.kind.as_deref(), "tool_choice.type")?;
@@ -269,11 +267,9 @@ mod tests {
             (json!({"tool_choice": "auto"}), "tools"),
             (json!({"tool_choice": "required"}), "tools"),
             (json!({"function_call": "auto"}), "functions"),
-            (json!({"tools": [f()], "tool_choice": "perhaps"}), "tool_choice"),
             (json!({"tools": [f()], "tool_choice": {"type": "function", "function": {"name": "g"}}}), "tool_choice"),
             (json!({"tools": [], "tool_choice": {"type": "function", "function": {"name": "g"}}}), "tool_choice"),
             (json!({"tools": [f()], "tool_choice": {"type": "file", "function": {"name": "f"}}}), "tool_choice.type"),
-            (json!({"functions": [f()["function"]], "function_call": "required"}), "function_call"),
             (json!({"tools": [f()], "functions": [f()["function"]]}), "functions"),
             (json!({"tools": [f(), f()]}), "tools[1].function.name"),
             (json!({"tools": [function("a b")]}), "tools[0].function.name"),

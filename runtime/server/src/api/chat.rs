@@ -7,7 +7,9 @@ use super::{
     request::{Request, merged, names, part},
     sampling::Sampling,
     structured::FormFields,
-    tools::{FunctionCall, FunctionCallDelta, FunctionCallField, Tool, ToolCall, ToolCallDelta, ToolChoiceField},
+    tools::{
+        Function, FunctionCall, FunctionCallDelta, FunctionCallField, Tool, ToolCall, ToolCallDelta, ToolChoiceField,
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -84,7 +86,7 @@ pub struct ConversationFields {
     /// Documents that the template may show.
     pub documents: Option<Vec<Map<String, Value>>>,
     /// Tools that the model may call.
-    #[schema(value_type = Option<Vec<Tool>>)]
+    #[schema(value_type = Option<Vec<Tool>>, max_items = 1024)]
     pub tools: Option<Vec<Value>>,
 }
 
@@ -112,6 +114,7 @@ pub struct ChatFields {
     /// Whether an answer may have several calls; true where absent. Where not, calls after the first are left out.
     pub parallel_tool_calls: Option<bool>,
     /// The older name of `tools`: a list of functions.
+    #[schema(value_type = Option<Vec<Function>>, max_items = 1024)]
     pub functions: Option<Vec<Value>>,
     /// The older name of `tool_choice`.
     pub function_call: Option<FunctionCallField>,

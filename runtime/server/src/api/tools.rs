@@ -36,10 +36,32 @@ pub struct Function {
     expecting = "expected \"none\", \"auto\", \"required\", or {\"type\": \"function\", \"function\": {\"name\": …}}"
 )]
 pub enum ToolChoiceField {
-    /// `none`, `auto` (the model chooses) or `required` (at least one).
-    Mode(String),
+    /// Not by name.
+    Mode(ToolChoiceMode),
     /// This one.
     Named(NamedTool),
+}
+
+/// How many tools are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ToolChoiceMode {
+    /// None.
+    None,
+    /// As the model chooses.
+    Auto,
+    /// At least one.
+    Required,
+}
+
+/// Whether a function is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FunctionCallMode {
+    /// None.
+    None,
+    /// As the model chooses.
+    Auto,
 }
 
 /// A tool by its name.
@@ -64,8 +86,8 @@ pub struct FunctionName {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected \"none\", \"auto\", or {\"name\": …}")]
 pub enum FunctionCallField {
-    /// `none` or `auto`.
-    Mode(String),
+    /// Not by name.
+    Mode(FunctionCallMode),
     /// This one.
     Named(FunctionName),
 }
