@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Each does its own set-up on Debian or Ubuntu.
-.PHONY: demo test test-http lint setup
+.PHONY: demo test test-http test-load load speed lint setup
 .DEFAULT_GOAL := demo
 
 # Builds the release binaries, compiles the built-in model for this CPU and prints a story with tokens/s.
@@ -15,6 +15,18 @@ test: setup
 # The official OpenAI clients, schemathesis and a browser against `rvllm serve` on the demo model, which `make demo` compiles.
 test-http:
 	tests/http/run.sh
+
+# 256 clients that come, go and misbehave, on the demo model, which `make demo` compiles: for 15 seconds, as CI does.
+test-load:
+	cargo run --release -p rvllm-benches --bin load -- --seconds 15
+
+# The same for five minutes.
+load:
+	cargo run --release -p rvllm-benches --bin load
+
+# Requests a second over the mock engine, beside an empty handler.
+speed:
+	cargo run --release -p rvllm-benches --bin speed
 
 # What CI refuses: unformatted code and warnings.
 lint: setup

@@ -3,6 +3,8 @@
 //! Invariants: a figure is a median of several runs; threads are as many as the bench under test uses.
 
 pub mod ceiling;
+pub mod http;
+pub mod server;
 
 /// Median of a few figures.
 pub fn median(mut figures: Vec<f64>) -> f64 {

@@ -1,6 +1,9 @@
 //! `rvllm serve` as a process: what it says, how it ends.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "serve/faults.rs"]
+mod faults;
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
@@ -75,6 +78,12 @@ impl Drop for Server {
     }
 }
 
+/// Exit code and messages of a command that ends by itself.
+fn run(args: &[&str]) -> (Option<i32>, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_rvllm")).args(args).stdin(Stdio::null()).output().unwrap();
+    (out.status.code(), String::from_utf8(out.stderr).unwrap())
+}
+
 fn first_byte(stream: &mut TcpStream) {
     stream.read_exact(&mut [0]).unwrap();
 }
@@ -122,10 +131,6 @@ fn time_to_finish_is_bounded_and_a_second_signal_ends_at_once() {
 
 #[test]
 fn what_is_wrong_is_said_before_anything_is_loaded() {
-    let run = |args: &[&str]| {
-        let out = Command::new(env!("CARGO_BIN_EXE_rvllm")).args(args).stdin(Stdio::null()).output().unwrap();
-        (out.status.code(), String::from_utf8(out.stderr).unwrap())
-    };
     let (code, said) = run(&["serve"]);
     assert!(code == Some(2) && said.contains("ARTIFACT|MODEL"), "{said}");
     let (code, said) = run(&["serve", "--mock", "--allowed-origins", "*"]);

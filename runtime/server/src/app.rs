@@ -50,8 +50,8 @@ pub enum StartError {
     #[error("metrics cannot be kept: {0}")]
     Metrics(#[from] prometheus::Error),
     /// The system refuses a thread.
-    #[error("traces cannot be sent: {0}")]
-    Traces(#[from] std::io::Error),
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// What all requests share.
@@ -71,7 +71,7 @@ impl App {
     /// Starts the engine's thread, which ends when the app is gone and all jobs have finished.
     ///
     /// # Errors
-    /// The keys cannot be read, or two metrics have one name.
+    /// The keys cannot be read, two metrics have one name, or the system refuses a thread.
     pub fn start(engine: Engine, served: Served, config: Config) -> Result<(Arc<App>, JoinHandle<()>), StartError> {
         let decoder = engine.tokenizer().map(|t| t.clone() as Arc<dyn Decode>);
         App::start_with_decoder(engine, decoder, served, config)
@@ -88,7 +88,7 @@ impl App {
         config: Config,
     ) -> Result<(Arc<App>, JoinHandle<()>), StartError> {
         let (metrics, keys) = (Arc::new(Metrics::new(&served)?), config.keyring()?);
-        let (engine, thread) = EngineHandle::start(engine, decoder, &config, metrics.clone());
+        let (engine, thread) = EngineHandle::start(engine, decoder, &config, metrics.clone())?;
         let traces = match config.traces.clone() {
             Some(to) => Some(Arc::new(Exporter::start(to, metrics.spans()?)?)),
             None => None,

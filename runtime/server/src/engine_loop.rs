@@ -16,6 +16,7 @@ use rvllm_engine::{
 };
 use std::{
     collections::BTreeMap,
+    io,
     panic::{self, AssertUnwindSafe},
     sync::{
         Arc, OnceLock,
@@ -146,12 +147,15 @@ pub struct EngineHandle {
 impl EngineHandle {
     /// Starts the thread. It ends when this handle is dropped and all jobs have finished. `decoder` makes the text of
     /// what it yields.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
     pub fn start(
         mut engine: Engine,
         decoder: Option<Arc<dyn Decode>>,
         config: &Config,
         metrics: Arc<Metrics>,
-    ) -> (EngineHandle, JoinHandle<()>) {
+    ) -> io::Result<(EngineHandle, JoinHandle<()>)> {
         engine.leave_text_to_caller();
         let eos_token_ids = engine.eos_token_ids().clone();
         let most = config.max_queue.saturating_add(engine.limits().max_num_seqs as usize).min(Semaphore::MAX_PERMITS);
@@ -177,7 +181,7 @@ impl EngineHandle {
             metrics,
             shared: shared.clone(),
         };
-        let thread = thread::spawn(move || jobs.run_caught());
+        let thread = thread::Builder::new().name("rvllm-engine".to_string()).spawn(move || jobs.run_caught())?;
         let (admission, timeout) = (Arc::new(Semaphore::new(most)), config.request_timeout);
         let max_grammar_bytes = config.max_grammar_bytes;
         let handle = EngineHandle {
@@ -193,7 +197,7 @@ impl EngineHandle {
             compiling,
             max_grammar_bytes,
         };
-        (handle, thread)
+        Ok((handle, thread))
     }
 
     /// What makes the text of a prompt's answers, where text is wanted.
