@@ -281,10 +281,10 @@ fn measure(options: &Options, seen: &Arc<Seen>) -> io::Result<Found> {
     let server = start(options)?;
     let clients = clients(&server, options.clients, seen)?;
     let memory = watch(&server, options.seconds)?;
+    let tokens = server.metric("vllm:generation_tokens_total{", "")?;
     seen.over.store(true, Relaxed);
     clients.into_iter().for_each(|c| drop(c.join()));
     let (used, idle) = (rest(&server)?, idle(&server)?);
-    let tokens = server.metric("vllm:generation_tokens_total{", "")?;
     let (lost, ended) = end_under_load(server)?;
     Ok(Found { memory, tokens, used, idle, lost, ended, back: start_after_kill(options)? })
 }
