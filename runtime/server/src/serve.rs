@@ -20,7 +20,13 @@ use hyper_util::{
     server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
-use std::{future, io, path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    future, io,
+    path::PathBuf,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -35,6 +41,8 @@ const MAX_HEAD: usize = 64 << 10;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Pause after the system could not accept a connection, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often a log says that connections cannot be accepted.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// File descriptors that are not for connections: logs, the artifact, the runtime's own.
 const OTHER_FILES: u64 = 32;
 /// Threads for connections; more only move work around.
@@ -176,18 +184,15 @@ impl Connections {
     }
 
     async fn accept_all(&self, listener: &Listener) {
-        let mut failures = 0u64;
+        let mut told: Option<Instant> = None;
         // The semaphore is never closed.
         while let Ok(permit) = self.limit.clone().acquire_owned().await {
             match listener.accept().await {
-                Ok(stream) => {
-                    failures = 0;
-                    self.serve(stream, permit);
-                }
+                Ok(stream) => self.serve(stream, permit),
                 Err(error) => {
-                    failures += 1;
-                    if failures == 1 {
+                    if told.is_none_or(|at| at.elapsed() > TELL_EVERY) {
                         tracing::warn!(%error, "cannot accept connections for now");
+                        told = Some(Instant::now());
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }
