@@ -22,7 +22,7 @@ pub use embed::{Embed, embed};
 pub use gemm::{Gemm, gemm};
 pub use kv_cache::{KvCache, KvLayout};
 pub use logit_stats::{LogitStats, logit_stats};
-pub use paged_attention::{PagedAttention, paged_attention};
+pub use paged_attention::{PagedAttention, Split, paged_attention};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope_kv_write::{RopeKvWrite, rope_kv_write};
 

@@ -37,20 +37,19 @@ pub fn logit_stats(name: &str, s: &LogitStats) -> Kernel {
     let block_max = k.output("block_max", matrix(blocks));
 
     let row = k.grid("row", Sym::L);
-    let (m, l) = (k.full(LOWEST, &[]), k.full(0.0, &[]));
-    let width = BLOCK * s.runs;
-    let state = k.fold(blocks.div_ceil(s.runs), 1, &[m, l], |k, i, state| {
-        let first = k.scale(i, width);
-        let x = k.load(logits, &[row, first], &[width]);
+    let shape = [s.runs.min(blocks), BLOCK];
+    let (m, l) = (k.full(LOWEST, &shape[..1]), k.full(0.0, &shape[..1]));
+    let state = k.fold(blocks.div_ceil(shape[0]), 1, &[m, l], |k, i, state| {
+        let block = k.scale(i, shape[0]);
+        let first = k.scale(block, BLOCK);
+        let x = k.load(logits, &[row, first], &[shape[0] * BLOCK]);
         let x = mask(k, s, first, x);
-        let by_run = if s.runs == 1 { x } else { k.reshape(x, &[s.runs, BLOCK]) };
-        let maxima = k.reduce(ReduceOp::Max, by_run, usize::from(s.runs > 1));
-        let run = k.scale(i, s.runs);
-        k.store(block_max, &[row, run], maxima);
-        let largest = if s.runs == 1 { maxima } else { k.reduce(ReduceOp::Max, maxima, 0) };
+        let x = k.reshape(x, &shape);
+        let largest = k.reduce(ReduceOp::Max, x, 1);
+        k.store(block_max, &[row, block], largest);
         update(k, [state[0], state[1]], largest, x)
     });
-    let (m, l) = (state[0], state[1]);
+    let (m, l) = join(&mut k, state[0], state[1]);
     k.store(max, &[row], m);
     let log = k.map(Log, &[l]);
     let sum = k.map(Add, &[m, log]);
@@ -60,27 +59,37 @@ pub fn logit_stats(name: &str, s: &LogitStats) -> Kernel {
 
 /// -inf past the vocabulary's end, where a load gives zeros.
 fn mask(k: &mut KernelBuilder, s: &LogitStats, first: Val, x: Val) -> Val {
-    let width = BLOCK * s.runs;
-    if s.vocab.is_multiple_of(width) {
+    let n = k.tile(x).shape[0];
+    if s.vocab.is_multiple_of(n) {
         return x;
     }
-    let id = k.iota(first, 1, width);
+    let id = k.iota(first, 1, n);
     let vocab = k.index(s.vocab as i64);
-    let end = k.iota(vocab, width, width); // the same number everywhere
-    let none = k.full(f32::NEG_INFINITY, &[width]);
+    let end = k.iota(vocab, n, n); // the same number everywhere
+    let none = k.full(f32::NEG_INFINITY, &[n]);
     k.select(Cmp::Lt, id, end, x, none)
 }
 
-/// Running maximum and sum of `exp(x - maximum)` after the block `x` whose maximum is `largest`.
+/// Running maxima and sums of `exp(x - maximum)` after the blocks `x`, whose maxima are `largest`.
 fn update(k: &mut KernelBuilder, [m, l]: [Val; 2], largest: Val, x: Val) -> Vec<Val> {
     let new = k.map(Max, &[m, largest]);
     let change = k.map(Sub, &[m, new]);
     let alpha = k.map(Exp, &[change]);
-    let width = k.tile(x).shape[0];
-    let shift = k.broadcast(new, 0, width, Layout::Reg);
+    let shift = k.broadcast(new, 1, BLOCK, Layout::Reg);
     let below = k.map(Sub, &[x, shift]);
     let p = k.map(Exp, &[below]);
-    let sum = k.reduce(ReduceOp::Sum, p, 0);
+    let sum = k.reduce(ReduceOp::Sum, p, 1);
     let l = k.map(Mul, &[l, alpha]);
     vec![new, k.map(Add, &[l, sum])]
+}
+
+/// Maximum and sum of a row, from those of every so many blocks.
+fn join(k: &mut KernelBuilder, m: Val, l: Val) -> (Val, Val) {
+    let n = k.tile(m).shape[0];
+    let max = k.reduce(ReduceOp::Max, m, 0);
+    let shift = k.broadcast(max, 0, n, Layout::Reg);
+    let below = k.map(Sub, &[m, shift]);
+    let factor = k.map(Exp, &[below]);
+    let l = k.map(Mul, &[l, factor]);
+    (max, k.reduce(ReduceOp::Sum, l, 0))
 }

@@ -13,7 +13,12 @@
 //!   -inf, so no difference of infinities arises); the factor exp(m - m) is exactly 1; the probabilities are exp(-inf - m),
 //!   exactly 0; and l + 0 and o + 0·v are exact.
 //!
-//! The last point needs finite values: whatever lies in the slots of an allocated block that no token was written
+//! # Splits
+//! With [`Split`], the blocks of a sequence are dealt out to parts, some neighbouring blocks at a time: which part a block
+//! belongs to depends on its position alone. Each part has a softmax of its own, and they are joined in ascending order; joining
+//! one that has seen nothing changes nothing, so a short sequence is the same bits as without splits.
+//!
+//! The last point of batch invariance needs finite values: whatever lies in the slots of an allocated block that no token was written
 //! to must be finite in the value cache (fresh memory is zero). Keys there may hold anything.
 
 use crate::KvCache;
@@ -45,8 +50,23 @@ pub struct PagedAttention {
     pub softcap: Option<f32>,
     /// Tokens of a query tile; at most [`rvllm_ir::tile::PAD_ROWS`] + 1, as a tile is loaded whole.
     pub query_tile: usize,
+    /// Tokens that are worked on at once: fewer than a tile may have where most have few. Changes no bit.
+    pub pass: usize,
     /// How many blocks loads run ahead.
     pub stages: usize,
+    /// How a sequence is cut, where it is.
+    pub split: Option<Split>,
+}
+
+/// How the blocks of a sequence are dealt out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// How many parts there are.
+    pub parts: usize,
+    /// Neighbouring blocks of one part.
+    pub blocks: usize,
+    /// Whether the parts are worth computing at once, rather than one after another. Changes no bit.
+    pub spread: bool,
 }
 
 impl PagedAttention {
@@ -55,9 +75,9 @@ impl PagedAttention {
         self.heads / self.cache.kv_heads
     }
 
-    /// Rows of a program: tokens times G.
+    /// Rows that are worked on at once: tokens times G.
     fn rows(&self) -> usize {
-        self.query_tile * self.group()
+        self.pass * self.group()
     }
 }
 
@@ -86,7 +106,7 @@ struct Tile {
 /// out `[T, H, D]`. One program per KV head and query tile.
 pub fn paged_attention(name: &str, s: &PagedAttention) -> Kernel {
     let mut k = KernelBuilder::new(name);
-    let (d, group) = (s.cache.head_dim, s.group());
+    let d = s.cache.head_dim;
     let heads = TensorType::new([Dim::Sym(Sym::T), Dim::Const(s.heads), Dim::Const(d)], s.cache.dtype);
     let list = |dim: Dim| TensorType::new([dim], DType::I32);
     let q = k.input("q", heads.clone());
@@ -103,24 +123,134 @@ pub fn paged_attention(name: &str, s: &PagedAttention) -> Kernel {
     let head = k.grid("head", s.cache.kv_heads as i64);
     let tile = k.grid("tile", Sym::Q);
     let tile = query_tile(&mut k, s, &step, tile);
-    let (first, zero) = (k.scale(head, group), k.index(0));
-    let q = k.load_operand(q, &[tile.start, first, zero], &[s.query_tile, group, d]);
-    let q = k.reshape(q, &[s.rows(), d]);
-
-    let softmax = Softmax::new(&mut k, s.rows(), d);
-    let (lo, hi) = blocks(&mut k, s, &tile);
-    let state = k.pipeline(lo, hi, s.stages, &softmax.state(), |k, i, state| {
-        let block = k.read(block_table, &[tile.seq, i]);
-        let keys = k.load_operand(keys, &[block, head, zero, zero], &[s.cache.block_size, d]);
-        let values = k.load_operand(values, &[block, head, zero, zero], &[d, s.cache.block_size]);
-        let scores = scores(k, s, q, keys);
-        let scores = mask(k, s, &tile, i, scores);
-        Softmax::from(state).update(k, scores, values, s.cache.dtype).state().to_vec()
-    });
-    let o = Softmax::from(&state).finish(&mut k);
-    let o = k.reshape(o, &[s.query_tile, group, d]);
-    k.store_rows(out, &[tile.start, first, zero], o, Some(tile.tokens));
+    let tensors = Tensors { q, keys, values, block_table, out };
+    if s.pass >= s.query_tile {
+        tensors.pass(&mut k, s, tile, head);
+    } else {
+        let (zero, passes) = (k.index(0), k.offset(tile.tokens, s.pass as i64 - 1));
+        let passes = k.div(passes, s.pass);
+        k.pipeline(zero, passes, 1, &[], |k, i, _| {
+            let tile = tile.pass(k, s, i);
+            tensors.pass(k, s, tile, head);
+            vec![]
+        });
+    }
     k.finish()
+}
+
+/// What programs read and write.
+struct Tensors {
+    q: TensorRef,
+    keys: TensorRef,
+    values: TensorRef,
+    block_table: TensorRef,
+    out: TensorRef,
+}
+
+impl Tensors {
+    /// Attention of a tile's tokens, which are at most as many as are worked on at once.
+    fn pass(&self, k: &mut KernelBuilder, s: &PagedAttention, tile: Tile, head: Val) {
+        let (d, group) = (s.cache.head_dim, s.group());
+        let (first, zero) = (k.scale(head, group), k.index(0));
+        let q = k.load_operand(self.q, &[tile.start, first, zero], &[s.pass, group, d]);
+        let q = k.reshape(q, &[s.rows(), d]);
+        let bounds = blocks(k, s, &tile);
+        let Tile { start, tokens, .. } = tile;
+        let Tensors { keys, values, block_table, .. } = *self;
+        let program = Program { tile, q, keys, values, block_table, head };
+        let softmax = match s.split {
+            None => program.attend(k, s, bounds, |_, i| i),
+            Some(split) => program.attend_parts(k, s, bounds, split),
+        };
+        let o = softmax.finish(k);
+        let o = k.reshape(o, &[s.pass, group, d]);
+        k.store_rows(self.out, &[start, first, zero], o, Some(tokens));
+    }
+}
+
+impl Tile {
+    /// The tokens of the `i`th pass.
+    fn pass(&self, k: &mut KernelBuilder, s: &PagedAttention, i: Val) -> Tile {
+        let done = k.scale(i, s.pass);
+        let left = k.sub(self.tokens, done);
+        let most = k.index(s.pass as i64);
+        Tile {
+            seq: self.seq,
+            start: k.add(self.start, done),
+            tokens: k.min(most, left),
+            position: k.add(self.position, done),
+        }
+    }
+}
+
+/// What a program attends with, and to.
+struct Program {
+    tile: Tile,
+    q: Val,
+    keys: TensorRef,
+    values: TensorRef,
+    block_table: TensorRef,
+    head: Val,
+}
+
+impl Program {
+    /// The state after iterations `lo..hi`, the `i`th of which visits block `block(i)`.
+    fn attend(
+        &self,
+        k: &mut KernelBuilder,
+        s: &PagedAttention,
+        (lo, hi): (Val, Val),
+        block: impl Fn(&mut KernelBuilder, Val) -> Val,
+    ) -> Softmax {
+        let d = s.cache.head_dim;
+        let (zero, softmax) = (k.index(0), Softmax::new(k, s.rows(), d));
+        let state = k.pipeline(lo, hi, s.stages, &softmax.state(), |k, i, state| {
+            let i = block(k, i);
+            let block = k.read(self.block_table, &[self.tile.seq, i]);
+            let keys = k.load_operand(self.keys, &[block, self.head, zero, zero], &[s.cache.block_size, d]);
+            let values = k.load_operand(self.values, &[block, self.head, zero, zero], &[d, s.cache.block_size]);
+            let scores = scores(k, s, self.q, keys);
+            let scores = mask(k, s, &self.tile, i, scores);
+            Softmax::from(state).update(k, scores, values, s.cache.dtype).state().to_vec()
+        });
+        Softmax::from(&state)
+    }
+
+    /// The same, part by part.
+    fn attend_parts(&self, k: &mut KernelBuilder, s: &PagedAttention, (lo, hi): (Val, Val), split: Split) -> Softmax {
+        let softmax = Softmax::new(k, s.rows(), s.cache.head_dim);
+        let ahead = if split.spread { split.parts } else { 1 };
+        let state = k.fold(split.parts, ahead, &softmax.state(), |k, part, state| {
+            let bounds = (split.before(k, part, lo), split.before(k, part, hi));
+            let softmax = self.attend(k, s, bounds, |k, i| split.block(k, part, i));
+            Softmax::from(state).join(k, &softmax).state().to_vec()
+        });
+        Softmax::from(&state)
+    }
+}
+
+impl Split {
+    /// How many blocks of a part come before block `i`.
+    fn before(&self, k: &mut KernelBuilder, part: Val, i: Val) -> Val {
+        let turn = self.parts * self.blocks;
+        let (turns, rest) = (k.div(i, turn), k.rem(i, turn));
+        let first = k.scale(part, self.blocks);
+        let own = k.sub(rest, first);
+        let (zero, most) = (k.index(0), k.index(self.blocks as i64));
+        let own = k.max(own, zero);
+        let own = k.min(own, most);
+        let whole = k.scale(turns, self.blocks);
+        k.add(whole, own)
+    }
+
+    /// The `i`th block of a part.
+    fn block(&self, k: &mut KernelBuilder, part: Val, i: Val) -> Val {
+        let (turn, rest) = (k.div(i, self.blocks), k.rem(i, self.blocks));
+        let turn = k.scale(turn, self.parts);
+        let run = k.add(turn, part);
+        let first = k.scale(run, self.blocks);
+        k.add(first, rest)
+    }
 }
 
 /// The step's tensors as one tile's numbers. A tile ends with its sequence's tokens of this step, the last of which is at
@@ -219,6 +349,21 @@ impl Softmax {
         let o = k.map(Mul, &[self.o, alpha]);
         let p = k.stage(p, dtype);
         Softmax { m, l, o: k.mma(p, values, o) }
+    }
+
+    /// The state after what both have seen.
+    fn join(&self, k: &mut KernelBuilder, other: &Softmax) -> Softmax {
+        let d = k.tile(self.o).shape[1];
+        let m = k.map(Max, &[self.m, other.m]);
+        let mut weigh = |state: &Softmax| {
+            let change = k.map(Sub, &[state.m, m]);
+            let factor = k.map(Exp, &[change]);
+            let l = k.map(Mul, &[state.l, factor]);
+            let factor = k.broadcast(factor, 1, d, Layout::Acc);
+            (l, k.map(Mul, &[state.o, factor]))
+        };
+        let ((l, o), (other_l, other_o)) = (weigh(self), weigh(other));
+        Softmax { m, l: k.map(Add, &[l, other_l]), o: k.map(Add, &[o, other_o]) }
     }
 
     /// `o / l`.

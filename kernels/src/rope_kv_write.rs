@@ -26,6 +26,8 @@ pub struct RopeKvWrite {
     pub qk_norm: Option<f32>,
     /// Elements between tokens of q, k and v, where they are views of a wider buffer.
     pub strides: [Option<usize>; 3],
+    /// Most heads per iteration.
+    pub head_block: usize,
 }
 
 impl RopeKvWrite {
@@ -51,9 +53,19 @@ fn gcd(a: usize, b: usize) -> usize {
 struct Token<'s> {
     s: &'s RopeKvWrite,
     t: Val,
-    /// `[1, rope_dim / 2]` each.
+    /// `[rope_dim / 2]` each.
     cos: Val,
     sin: Val,
+}
+
+/// Some neighbouring heads of a tensor.
+#[derive(Clone, Copy)]
+struct Heads {
+    of: TensorRef,
+    /// Weight of their norm.
+    norm: Option<TensorRef>,
+    first: Val,
+    count: usize,
 }
 
 /// Parameters: q `[T, H, D]`, k `[T, KV, D]`, v `[T, KV, D]`, rope_table `[positions, 2, rope_dim/2]f32` (cosines,
@@ -79,20 +91,30 @@ pub fn rope_kv_write(name: &str, s: &RopeKvWrite) -> Kernel {
 
     let t = k.grid("t", Sym::T);
     let token = rotation(&mut k, s, t, table, positions);
-    k.for_each(s.heads, |k, h| {
-        for (x, (at, _)) in token.head(k, q, q_norm, h).into_iter().zip(s.parts()) {
+    let count = s.head_block.min(s.heads);
+    k.for_each(s.heads.div_ceil(count), |k, i| {
+        let first = k.scale(i, count);
+        let heads = token.heads(k, Heads { of: q, norm: q_norm, first, count });
+        for (x, (at, _)) in heads.into_iter().zip(s.parts()) {
             let at = k.index(at as i64);
-            k.store(q_out, &[t, h, at], x);
+            k.store(q_out, &[t, first, at], x);
         }
     });
+    // read again: the heads of keys are a tile of another shape
+    let token = rotation(&mut k, s, t, table, positions);
     let slot = k.read(slot_mapping, &[t]);
     let slot = Slot::new(&mut k, &s.cache, slot);
-    k.for_each(s.cache.kv_heads, |k, h| {
-        for (x, (at, _)) in token.head(k, key, k_norm, h).into_iter().zip(s.parts()) {
+    let count = s.head_block.min(s.cache.kv_heads);
+    k.for_each(s.cache.kv_heads.div_ceil(count), |k, i| {
+        let first = k.scale(i, count);
+        let heads = Heads { of: key, norm: k_norm, first, count };
+        let written = k.scale(slot.written, count);
+        for (x, (at, len)) in token.heads(k, heads).into_iter().zip(s.parts()) {
             let at = k.index(at as i64);
-            k.store_rows(keys, &[slot.block, h, slot.offset, at], x, Some(slot.written));
+            let x = k.reshape(x, &[count, 1, len]);
+            k.store_rows(keys, &[slot.block, first, slot.offset, at], x, Some(written));
         }
-        slot.write_value(k, &s.cache, [t, h], value, values);
+        slot.write_values(k, s, [t, first, written], value, values);
     });
     k.finish()
 }
@@ -106,20 +128,20 @@ fn rotation<'s>(
 ) -> Token<'s> {
     let position = k.read(positions, &[t]);
     let (zero, one) = (k.index(0), k.index(1));
-    let cos = k.load(table, &[position, zero, zero], &[1, s.rope_dim / 2]);
-    let sin = k.load(table, &[position, one, zero], &[1, s.rope_dim / 2]);
+    let cos = k.load(table, &[position, zero, zero], &[s.rope_dim / 2]);
+    let sin = k.load(table, &[position, one, zero], &[s.rope_dim / 2]);
     Token { s, t, cos, sin }
 }
 
 impl Token<'_> {
-    /// Head `h` of `x`, normed and rotated, as `[1, _]` tiles: see [`RopeKvWrite::parts`].
-    fn head(&self, k: &mut KernelBuilder, x: TensorRef, norm: Option<TensorRef>, h: Val) -> Vec<Val> {
+    /// Heads, normed and rotated, as `[count, _]` tiles: see [`RopeKvWrite::parts`].
+    fn heads(&self, k: &mut KernelBuilder, heads: Heads) -> Vec<Val> {
         let load = |(at, len): (usize, usize)| {
             let at = k.index(at as i64);
-            k.load(x, &[self.t, h, at], &[1, len])
+            k.load(heads.of, &[self.t, heads.first, at], &[heads.count, len])
         };
         let mut parts: Vec<Val> = self.s.parts().into_iter().map(load).collect();
-        if let (Some(weight), Some(eps)) = (norm, self.s.qk_norm) {
+        if let (Some(weight), Some(eps)) = (heads.norm, self.s.qk_norm) {
             parts = self.norm(k, &parts, weight, eps);
         }
         let [a, b] = self.rotate(k, parts[0], parts[1]);
@@ -130,16 +152,19 @@ impl Token<'_> {
 
     /// `(a cos - b sin, b cos + a sin)`.
     fn rotate(&self, k: &mut KernelBuilder, a: Val, b: Val) -> [Val; 2] {
-        let a_cos = k.map(Mul, &[a, self.cos]);
-        let b_sin = k.map(Mul, &[b, self.sin]);
-        let b_cos = k.map(Mul, &[b, self.cos]);
-        let a_sin = k.map(Mul, &[a, self.sin]);
+        let count = k.tile(a).shape[0];
+        let [cos, sin] = [self.cos, self.sin].map(|x| k.broadcast(x, 0, count, Layout::Reg));
+        let a_cos = k.map(Mul, &[a, cos]);
+        let b_sin = k.map(Mul, &[b, sin]);
+        let b_cos = k.map(Mul, &[b, cos]);
+        let a_sin = k.map(Mul, &[a, sin]);
         [k.map(Sub, &[a_cos, b_sin]), k.map(Add, &[b_cos, a_sin])]
     }
 
-    /// RMS norm over the whole head.
+    /// RMS norm over each whole head.
     fn norm(&self, k: &mut KernelBuilder, parts: &[Val], weight: TensorRef, eps: f32) -> Vec<Val> {
-        let mut total = k.full(0.0, &[1]);
+        let count = k.tile(parts[0]).shape[0];
+        let mut total = k.full(0.0, &[count]);
         for x in parts {
             let square = k.map(Mul, &[*x, *x]);
             let sum = k.reduce(ReduceOp::Sum, square, 1);
@@ -147,12 +172,12 @@ impl Token<'_> {
         }
         let mean = k.map_const(Div, total, self.s.cache.head_dim as f32);
         let shifted = k.map_const(Add, mean, eps);
-        let factor = k.map(Rsqrt, &[shifted]); // [1]
+        let factor = k.map(Rsqrt, &[shifted]); // [count]
         let scale = |(x, (at, len)): (&Val, (usize, usize))| {
             let factor = k.broadcast(factor, 1, len, Layout::Reg);
             let at = k.index(at as i64);
             let w = k.load(weight, &[at], &[len]);
-            let w = k.reshape(w, &[1, len]);
+            let w = k.broadcast(w, 0, count, Layout::Reg);
             let scaled = k.map(Mul, &[*x, factor]);
             k.map(Mul, &[scaled, w])
         };
@@ -178,19 +203,19 @@ impl Slot {
         Slot { block: k.div(valid, cache.block_size), offset: k.rem(valid, cache.block_size), written }
     }
 
-    /// Value head `h` of token `t` as a column of its block.
-    fn write_value(
+    /// Values of heads of token `t`, from the first on, each as a column of its block.
+    fn write_values(
         &self,
         k: &mut KernelBuilder,
-        cache: &KvCache,
-        [t, h]: [Val; 2],
+        s: &RopeKvWrite,
+        [t, first, written]: [Val; 3],
         value: TensorRef,
         values: TensorRef,
     ) {
-        let zero = k.index(0);
-        let v = k.load(value, &[t, h, zero], &[cache.head_dim]);
-        let column = k.reshape(v, &[cache.head_dim, 1]);
-        let rows = k.scale(self.written, cache.head_dim);
-        k.store_rows(values, &[self.block, h, zero, self.offset], column, Some(rows));
+        let (zero, d) = (k.index(0), s.cache.head_dim);
+        let count = s.head_block.min(s.cache.kv_heads);
+        let v = k.load(value, &[t, first, zero], &[count, d]);
+        let columns = k.reshape(v, &[count, d, 1]);
+        k.store_rows(values, &[self.block, first, zero, self.offset], columns, Some(written));
     }
 }

@@ -6,7 +6,17 @@ use rvllm_kernels::{KvCache, KvLayout, PagedAttention, paged_attention};
 
 fn spec(heads: usize, kv_heads: usize, dtype: DType) -> PagedAttention {
     let cache = KvCache { kv_heads, head_dim: 6, block_size: 4, dtype, layout: KvLayout::Panels { panel: 8, pair: 2 } };
-    PagedAttention { heads, cache, scale: 0.4, window: None, softcap: None, query_tile: 3, stages: 2 }
+    PagedAttention {
+        heads,
+        cache,
+        scale: 0.4,
+        window: None,
+        softcap: None,
+        query_tile: 3,
+        pass: 3,
+        stages: 2,
+        split: None,
+    }
 }
 
 /// A sequence: all its queries, keys and values; of its `len` tokens the step computes the last `queries`.
@@ -148,7 +158,7 @@ fn a_row_is_the_same_bits_in_any_company_and_any_chunking() {
         let crowded = step(&s, &[others[0].clone(), whole.clone(), others[1].clone()]).remove(1);
         assert_eq!(crowded, alone);
         for query_tile in [1, 2, 5, 13] {
-            let s = PagedAttention { query_tile, ..s.clone() };
+            let s = PagedAttention { query_tile, pass: query_tile.div_ceil(2), ..s.clone() };
             assert_eq!(step(&s, std::slice::from_ref(&whole)).remove(0), alone, "query_tile = {query_tile}");
         }
         let row = s.heads * s.cache.head_dim;

@@ -9,7 +9,7 @@ const UNTOUCHED: f32 = 7.5;
 fn spec(head_dim: usize, rope_dim: usize, dtype: DType, qk_norm: Option<f32>) -> RopeKvWrite {
     let cache = KvCache { kv_heads: 2, head_dim, block_size: 4, dtype, layout: KvLayout::Panels { panel: 8, pair: 2 } };
     let stride = Some(8 * head_dim);
-    RopeKvWrite { heads: 4, cache, rope_dim, positions: 20, qk_norm, strides: [stride, stride, stride] }
+    RopeKvWrite { heads: 4, cache, rope_dim, positions: 20, qk_norm, strides: [stride, stride, stride], head_block: 3 }
 }
 
 struct Inputs {

@@ -69,8 +69,15 @@ pub struct Target {
     pub attention_rows: usize,
     /// Schedule rows of `gemm`, by rising `at_most`; the last has none.
     pub gemm: Vec<GemmRow>,
-    /// Columns per iteration of row-wise kernels.
+    /// Most columns per iteration of row-wise kernels.
     pub row_chunk: usize,
+    /// Most heads that one iteration rotates.
+    #[serde(default = "one")]
+    pub head_block: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Bounds of a GPU's multiprocessor.
@@ -87,6 +94,16 @@ pub struct Gpu {
     pub max_threads: u32,
     /// Threads that run in step.
     pub warp: u32,
+    /// Parts that attention deals the blocks of a sequence out to, each of which a CTA can work on.
+    pub kv_parts: usize,
+    /// Neighbouring blocks of one part.
+    pub kv_part_blocks: usize,
+    /// Programs of attention below which its parts are worked on at once.
+    pub kv_spread_programs: usize,
+    /// Tokens of a step up to which attention's query tiles hold few tokens: those of a step that mostly decodes.
+    pub decode_tokens: usize,
+    /// Query rows that attention then works on at once.
+    pub decode_rows: usize,
     /// Where the numbers come from.
     pub source: String,
 }

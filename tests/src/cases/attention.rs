@@ -3,7 +3,7 @@
 use super::{Case, kv_layout, tolerance};
 use crate::launch::{Launch, Numbers, Symbols};
 use rvllm_ir::{DType, tile::PAD_ROWS};
-use rvllm_kernels::{KvCache, PagedAttention, paged_attention};
+use rvllm_kernels::{KvCache, PagedAttention, Split, paged_attention};
 use rvllm_targets::Target;
 
 /// Tokens with this step's, and this step's.
@@ -16,7 +16,36 @@ pub const SEQUENCES: [Sequence; 6] = [(1, 1), (70, 1), (7, 7), (35, 4), (32, 32)
 pub fn spec(target: &Target, (heads, kv_heads, head_dim): (usize, usize, usize), dtype: DType) -> PagedAttention {
     let cache = KvCache { kv_heads, head_dim, block_size: target.block_size, dtype, layout: kv_layout(target, dtype) };
     let query_tile = (target.attention_rows / (heads / kv_heads)).clamp(1, PAD_ROWS);
-    PagedAttention { heads, cache, scale: 0.4, window: None, softcap: None, query_tile, stages: 2 }
+    PagedAttention {
+        heads,
+        cache,
+        scale: 0.4,
+        window: None,
+        softcap: None,
+        query_tile,
+        pass: query_tile,
+        stages: 2,
+        split: split(target),
+    }
+}
+
+/// How the target cuts sequences, with parts of one block, so that short sequences have several.
+pub fn split(target: &Target) -> Option<Split> {
+    target.gpu.as_ref().map(|gpu| Split { parts: gpu.kv_parts, blocks: 1, spread: false })
+}
+
+/// The kernel with all tokens of a tile at once; where the target cuts sequences, also with its parts at once, and with a third
+/// of the tokens: all write the same bits.
+fn variants(s: &PagedAttention) -> Vec<(&'static str, PagedAttention)> {
+    let Some(split) = s.split else { return vec![("", s.clone())] };
+    let spread = Some(Split { spread: true, ..split });
+    let pass = s.query_tile.div_ceil(3);
+    vec![
+        ("", s.clone()),
+        ("_spread", PagedAttention { split: spread, ..s.clone() }),
+        ("_pass", PagedAttention { pass, ..s.clone() }),
+        ("_pass_spread", PagedAttention { pass, split: spread, ..s.clone() }),
+    ]
 }
 
 /// A step of these sequences; a sequence's cache and queries depend on its number alone.
@@ -65,8 +94,11 @@ pub fn cases(target: &Target) -> Vec<Case> {
         for (i, heads) in [(4, 1, 64), (4, 2, 24), (3, 3, 6), (8, 2, 128)].into_iter().enumerate() {
             let (window, softcap) = if i % 2 == 0 { (None, None) } else { (Some(40), Some(2.0)) };
             let s = PagedAttention { window, softcap, ..spec(target, heads, dtype) };
-            let launch = launch(&format!("attention_{dtype}_{i}"), &s, &numbered());
-            cases.push(Case::new(launch, 2.0 * tolerance(dtype)));
+            for (suffix, s) in variants(&s) {
+                let launch = launch(&format!("attention_{dtype}_{i}{suffix}"), &s, &numbered());
+                let group = Some(format!("attention_{dtype}_{i}"));
+                cases.push(Case { group, ..Case::new(launch, 2.0 * tolerance(dtype)) });
+            }
         }
     }
     cases

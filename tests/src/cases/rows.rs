@@ -12,7 +12,7 @@ pub fn embed(target: &Target) -> Vec<Case> {
     for (i, (vocab, hidden)) in [(7, 5), (40, 64), (70, 200), (33, 96)].into_iter().enumerate() {
         for dtype in [DType::F32, DType::Bf16] {
             for (layout, table) in [("dense", MemLayout::DENSE), ("panel", panel(target, dtype))] {
-                let s = Embed { vocab, hidden, dtype, table, chunk: target.row_chunk };
+                let s = Embed { vocab, hidden, dtype, table, chunk: target.row_chunk.min(hidden.next_power_of_two()) };
                 let kernel = rvllm_kernels::embed(&format!("embed_{layout}_{dtype}_{i}"), &s);
                 let launch = Launch::new(kernel, Symbols { t: 5, ..Symbols::default() }, 1);
                 launches.push(Case::new(launch.set_i32("token_ids", &[2, 0, vocab as i32 - 1, 2, 6]), 0.0));
@@ -29,7 +29,15 @@ pub fn rms_norm(target: &Target) -> Vec<Case> {
         for dtype in [DType::F32, DType::Bf16] {
             for (residual, rows) in [(false, false), (true, false), (false, true), (true, true)] {
                 let x = MemLayout::Strided { row: Some(n + 5) };
-                let s = RmsNorm { n, dtype, x, eps: 1e-5, residual, rows, chunk: target.row_chunk };
+                let s = RmsNorm {
+                    n,
+                    dtype,
+                    x,
+                    eps: 1e-5,
+                    residual,
+                    rows,
+                    chunk: target.row_chunk.min(n.next_power_of_two()),
+                };
                 let kernel = rvllm_kernels::rms_norm(&format!("norm_{dtype}_{i}_{residual}_{rows}"), &s);
                 let mut launch = Launch::new(kernel, Symbols { t: 5, l: 3, ..Symbols::default() }, 2);
                 if rows {
@@ -67,7 +75,15 @@ pub fn rope_kv_write(target: &Target) -> Vec<Case> {
                 let cache = KvCache { kv_heads: 2, head_dim, block_size, dtype, layout: kv_layout(target, dtype) };
                 let stride = Some(8 * head_dim);
                 let strides = [stride, stride, stride];
-                let s = RopeKvWrite { heads: 4, cache, rope_dim, positions: 20, qk_norm, strides };
+                let s = RopeKvWrite {
+                    heads: 4,
+                    cache,
+                    rope_dim,
+                    positions: 20,
+                    qk_norm,
+                    strides,
+                    head_block: target.head_block,
+                };
                 let kernel = rvllm_kernels::rope_kv_write(&format!("rope_{dtype}_{i}_{}", qk_norm.is_some()), &s);
                 let launch = Launch::new(kernel, Symbols { t: 4, p: 3, ..Symbols::default() }, 4);
                 let launch = launch.set_i32("positions", &[3, 0, 19, 7]);

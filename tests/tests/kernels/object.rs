@@ -15,8 +15,17 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         dtype,
         layout: rvllm_tests::cases::kv_layout(target, dtype),
     };
-    let attention =
-        PagedAttention { heads: 4, cache, scale: 0.1, window: Some(9), softcap: Some(5.0), query_tile: 2, stages: 2 };
+    let attention = PagedAttention {
+        heads: 4,
+        cache,
+        scale: 0.1,
+        window: Some(9),
+        softcap: Some(5.0),
+        query_tile: 2,
+        pass: 2,
+        stages: 2,
+        split: rvllm_tests::cases::attention::split(target),
+    };
     let row = target.gemm_rows("bf16", true, 70, 50).pop().unwrap();
     let product = Gemm {
         m: rvllm_ir::Sym::T,
@@ -43,6 +52,8 @@ fn every_target_compiles_and_links_to_the_same_bytes_each_time() {
         let [a, b] = [0, 1].map(|_| compile(&kernels, &target).unwrap_or_else(|e| panic!("{}: {e}", target.name)));
         assert!(a == b, "{}: objects differ", target.name);
         if target.gpu.is_some() {
+            let spilled = a.parts.iter().filter_map(|p| p.launch.as_ref()?.spill_bytes).sum::<u32>();
+            assert_eq!(spilled, 0, "{}: registers go to memory", target.name);
             continue;
         }
         let [x, y] = [&a, &b].map(|o| link(o, &target).unwrap_or_else(|e| panic!("{}: {e}", target.name)));

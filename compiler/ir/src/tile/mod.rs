@@ -13,7 +13,8 @@
 //! - Bounds: elements past a *static* dimension load as zero and are not stored. In a dimension that the tile does not
 //!   divide, tile origins must be multiples of the tile's size; in one that it divides, tiles lie inside. Elements past
 //!   T or L lie in padding (every token buffer has [`PAD_ROWS`] spare rows): they may be loaded and stored, hold
-//!   anything, and a program must not let them reach an element inside the bounds. Other symbols have no padding.
+//!   anything, and a program must not let them reach an element inside the bounds. A tile that starts inside may stick out
+//!   further on a target that leaves such elements alone. Other symbols have no padding.
 //! - Reduction order is a function of static shapes and of positions only, never of the grid: batch
 //!   invariance holds by construction. `mma` adds products in ascending k.
 //! - Programs of one launch never read what another stores, except a program's own stores.
@@ -319,6 +320,28 @@ pub enum Inst {
         /// Parameters: the index, then the carried values. Yields the carried values.
         body: Block,
     },
+}
+
+impl Inst {
+    /// Every value that an instruction reads, a pipeline's body apart.
+    pub fn operands(&self) -> Vec<Val> {
+        match self {
+            Inst::ProgramId(_) | Inst::Const(_) | Inst::Sym(_) | Inst::Full(_) => vec![],
+            Inst::Index(_, a, b) => vec![*a, *b],
+            Inst::Read { at, .. } | Inst::Load { at, .. } => at.clone(),
+            Inst::Store { at, value, rows, .. } => at.iter().copied().chain([*value]).chain(*rows).collect(),
+            Inst::Iota { start: v, .. }
+            | Inst::Cast(v)
+            | Inst::Reduce(_, v, _)
+            | Inst::Broadcast(v, _)
+            | Inst::Reshape(v)
+            | Inst::Stage(v) => vec![*v],
+            Inst::Mma { a, b, acc } => vec![*a, *b, *acc],
+            Inst::Map(_, args) => args.clone(),
+            Inst::Select { a, b, x, y, .. } => vec![*a, *b, *x, *y],
+            Inst::Pipeline { lo, hi, init, .. } => [*lo, *hi].into_iter().chain(init.iter().copied()).collect(),
+        }
+    }
 }
 
 /// An instruction with its results.

@@ -8,13 +8,16 @@ use rvllm_ir::{
     graph::{Attention, Call, Epilogue, ValueId},
     tile::{MemLayout, PAD_ROWS},
 };
-use rvllm_kernels::{Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, RmsNorm, RopeKvWrite, Spec};
+use rvllm_kernels::{Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, RmsNorm, RopeKvWrite, Spec, Split};
 use rvllm_targets::GemmRow;
 
 /// Runs of logits that a program of `logit_stats` looks at together on a GPU: 16 elements for each of 512 threads.
 const RUNS_ON_GPU: usize = 32;
 /// Blocks that attention's loads run ahead: the next block's keys arrive while this one's are multiplied.
 const ATTENTION_STAGES: usize = 2;
+
+/// The same where a block is multiplied with few rows, and its way from memory is what takes time.
+const DECODE_STAGES: usize = 4;
 
 impl Selection<'_> {
     /// What `call` at node `n` launches, by rising bound; the last has none.
@@ -26,7 +29,7 @@ impl Selection<'_> {
             Call::RopeKvWrite { attention, qk_norm, rope_dim } => {
                 self.rope_kv_write(n, attention, *qk_norm, *rope_dim)?
             }
-            Call::PagedAttention(attention) => self.paged_attention(n, attention)?,
+            Call::PagedAttention(attention) => return self.paged_attention(n, attention),
             Call::LogitStats => {
                 self.rows_along(n, 0, Sym::L)?;
                 let vocab = self.columns(self.operand(n, 0)?)?;
@@ -56,6 +59,11 @@ impl Selection<'_> {
         self.graph.tensor(value).last().ok_or_else(|| format!("`{}` is {}, without static columns", info.name, info.ty))
     }
 
+    /// Columns per iteration of a row of `n`.
+    fn chunk(&self, n: usize) -> usize {
+        self.target.row_chunk.min(n.next_power_of_two())
+    }
+
     fn embed(&self, n: NodeIndex) -> Result<Spec, String> {
         self.rows_along(n, 1, Sym::T)?;
         let table = self.operand(n, 0)?;
@@ -66,7 +74,7 @@ impl Selection<'_> {
             hidden: self.columns(table)?,
             dtype: ty.dtype,
             table: self.weight_layout(table),
-            chunk: self.target.row_chunk,
+            chunk: self.chunk(self.columns(table)?),
         }))
     }
 
@@ -80,7 +88,7 @@ impl Selection<'_> {
             eps,
             residual,
             rows,
-            chunk: self.target.row_chunk,
+            chunk: self.chunk(self.columns(x)?),
         }))
     }
 
@@ -153,21 +161,44 @@ impl Selection<'_> {
         let table = self.tensor(n, 3)?;
         let positions = table.dims[0].constant().ok_or_else(|| format!("table {table} is not static"))?;
         let strides = [self.operand(n, 0)?, self.operand(n, 1)?, self.operand(n, 2)?].map(|v| self.row(v));
-        Ok(Spec::RopeKvWrite(RopeKvWrite { heads: attention.heads, cache, rope_dim, positions, qk_norm, strides }))
+        Ok(Spec::RopeKvWrite(RopeKvWrite {
+            heads: attention.heads,
+            cache,
+            rope_dim,
+            positions,
+            qk_norm,
+            strides,
+            head_block: self.target.head_block,
+        }))
     }
 
-    fn paged_attention(&mut self, n: NodeIndex, a: &Attention) -> Result<Spec, String> {
+    /// A GPU has a variant for few query tiles, whose parts it works on at once, and one for steps that mostly decode.
+    fn paged_attention(&mut self, n: NodeIndex, a: &Attention) -> Result<Vec<Choice>, String> {
         let cache = self.cache(a, self.tensor(n, 0)?.dtype);
         let query_tile = self.query_tile(a)?;
-        Ok(Spec::PagedAttention(PagedAttention {
+        let spec = PagedAttention {
             heads: a.heads,
             cache,
             scale: a.scale,
             window: a.window,
             softcap: a.softcap,
             query_tile,
+            pass: query_tile,
             stages: ATTENTION_STAGES,
-        }))
+            split: None,
+        };
+        let Some(gpu) = &self.target.gpu else { return Ok(vec![(None, Spec::PagedAttention(spec))]) };
+        let split = |spread| Some(Split { parts: gpu.kv_parts, blocks: gpu.kv_part_blocks, spread });
+        let tiles = (gpu.kv_spread_programs / a.kv_heads).max(1);
+        let pass = (gpu.decode_rows * a.kv_heads / a.heads).clamp(1, query_tile);
+        let variant = |spread, pass, stages| {
+            Spec::PagedAttention(PagedAttention { split: split(spread), pass, stages, ..spec.clone() })
+        };
+        Ok(vec![
+            (Some((Sym::Q, tiles)), variant(true, pass, DECODE_STAGES)),
+            (Some((Sym::T, gpu.decode_tokens)), variant(false, pass, DECODE_STAGES)),
+            (None, variant(false, query_tile, ATTENTION_STAGES)),
+        ])
     }
 
     /// Tokens of a query tile: as many as fill the rows that the target aims at. The step lists tiles once for all
@@ -217,7 +248,10 @@ pub(super) fn symbol(spec: &Spec) -> String {
         }
         Spec::PagedAttention(s) => {
             let (c, window) = (&s.cache, s.window.map_or(String::new(), |w| format!("_w{w}")));
-            format!("paged_attention_{}_h{}_kv{}_d{}{window}", c.dtype, s.heads, c.kv_heads, c.head_dim)
+            let spread = flag(s.split.is_some_and(|split| split.spread), "_spread");
+            let pass = if s.pass < s.query_tile { format!("_pass{}", s.pass) } else { String::new() };
+            let (heads, kv_heads, d) = (s.heads, c.kv_heads, c.head_dim);
+            format!("paged_attention_{}_h{heads}_kv{kv_heads}_d{d}{window}{pass}{spread}", c.dtype)
         }
         Spec::LogitStats(s) => format!("logit_stats_v{}", s.vocab),
     }

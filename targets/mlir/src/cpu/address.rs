@@ -8,7 +8,10 @@ use crate::{
     index::Index,
     text::{Ssa, Ty},
 };
-use rvllm_ir::{tile::MemLayout, types::Dim};
+use rvllm_ir::{
+    tile::{MemLayout, PAD_ROWS},
+    types::Dim,
+};
 
 /// Where columns lie.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +100,10 @@ impl Lower<'_> {
     pub(crate) fn address(&mut self, tensor: usize, at: &[Index], shape: &[usize]) -> Result<Address, Error> {
         let param = &self.kernel.params[tensor];
         let (layout, size) = (param.layout, param.ty.dtype.bits() / 8);
+        let tiled = param.ty.dims[param.ty.rank() - shape.len()..].iter().zip(shape);
+        if tiled.into_iter().any(|(dim, n)| dim.constant().is_none() && *n > PAD_ROWS + 1) {
+            return Err(self.unsupported(format!("a tile {shape:?} with more rows than a buffer has to spare")));
+        }
         match layout {
             MemLayout::Strided { .. } => Ok(self.strided(tensor, at, shape, size)),
             MemLayout::Panel { n, k } => self.panel(tensor, at, shape, Panel { n, k, size }),

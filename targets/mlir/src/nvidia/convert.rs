@@ -16,7 +16,7 @@ use rvllm_ir::types::DType;
 impl Lower<'_> {
     /// The registers of `to`.
     pub(crate) fn convert(&mut self, t: &Tile, to: Place) -> Vec<Ssa> {
-        let region = self.spread(t);
+        let region = self.lay_out(t);
         self.read_region(region);
         let ty = match t.dtype {
             DType::I32 => Ty::Scalar(Elem::I32),
@@ -40,7 +40,7 @@ impl Lower<'_> {
     }
 
     /// Writes a tile to shared memory, row-major.
-    pub(crate) fn spread(&mut self, t: &Tile) -> Region {
+    pub(crate) fn lay_out(&mut self, t: &Tile) -> Region {
         let place = t.place().unwrap_or(Place::Runs(super::place::matrix(&t.shape)));
         let n = place.elements();
         let regs = self.settle(t, place);

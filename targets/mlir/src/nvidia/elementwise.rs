@@ -1,7 +1,7 @@
 //! Instructions on tiles in registers: each thread works on the elements it has.
 
 use super::{
-    Lower,
+    Lower, exp,
     place::{Matrix, Place},
     tile::{Data, Tile},
 };
@@ -12,7 +12,7 @@ use crate::{
     text::{Elem, Ssa, Ty},
 };
 use rvllm_ir::{
-    tile::{IndexOp, Inst, Stmt, TileType, Val},
+    tile::{IndexOp, Inst, MapOp, Stmt, TileType, Val},
     types::DType,
 };
 
@@ -28,6 +28,7 @@ impl Lower<'_> {
                 let start = self.w.convert("arith.trunci", start, Ty::Scalar(Elem::I32));
                 Ok(Tile { shape: ty.shape, dtype: ty.dtype, data: Data::Ramp { start, div: *div, axis: 0 } })
             }
+            Inst::Map(MapOp::Exp, args) => self.each(&ty, args, |l, x| exp::exp(&mut l.w, x[0])),
             Inst::Map(op, args) => self.each(&ty, args, |l, lanes| map::map(&mut l.w, *op, lanes)),
             Inst::Select { cmp, a, b, x, y } => {
                 self.each(&ty, &[*a, *b, *x, *y], |l, v| map::select(&mut l.w, *cmp, [v[0], v[1]], [v[2], v[3]]))
@@ -139,7 +140,7 @@ impl Lower<'_> {
 
     /// A matrix repeated along a new leading or middle axis: every element is fetched from shared memory.
     fn broadcast_far(&mut self, t: &Tile, axis: usize, place: Place, ty: &TileType) -> Data {
-        let region = self.spread(t);
+        let region = self.lay_out(t);
         self.read_region(region);
         let start = self.region_start(region);
         let groups = self.groups(place);
@@ -177,6 +178,9 @@ impl Lower<'_> {
             Data::Ramp { .. } => {
                 let place = Place::Runs(super::place::matrix(&t.shape));
                 Data::Regs(place, self.settle(t, place))
+            }
+            Data::Regs(Place::Runs(from), regs) if self.same_runs(*from, super::place::matrix(&ty.shape)) => {
+                Data::Regs(Place::Runs(super::place::matrix(&ty.shape)), regs.clone())
             }
             other => other.clone(),
         };

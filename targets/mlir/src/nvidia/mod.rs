@@ -15,6 +15,7 @@ pub(crate) mod launch;
 mod address;
 mod convert;
 mod elementwise;
+mod exp;
 mod load;
 mod mma;
 mod operand;
@@ -22,12 +23,14 @@ mod pipeline;
 mod place;
 mod reduce;
 mod shared;
+mod spread;
 mod store;
 mod tile;
 mod wgmma;
 
 use crate::{
     Error, Lowered,
+    bounds::Cond,
     index::Index,
     text::{Elem, Ssa, Ty, Writer},
 };
@@ -44,8 +47,8 @@ use shared::Shared;
 use std::{borrow::Cow, collections::HashMap};
 use tile::Tile;
 
-/// Threads of a CTA that multiplies matrices: four warps.
-const MMA_THREADS: usize = 128;
+/// Warps of a CTA that multiplies matrices.
+const MMA_WARPS: usize = 4;
 
 /// Elements that a thread aims at in kernels of elementwise work: 16 bytes of a 16-bit type.
 const ELEMENTS_PER_THREAD: usize = 8;
@@ -76,6 +79,11 @@ struct Lower<'a> {
     /// This thread's index.
     thread: Index,
     shared: Shared,
+    /// CTAs that share a program, and this one's number among them.
+    cluster: usize,
+    rank: Index,
+    /// Whether this CTA has the program's results, once the cluster has joined them.
+    leads: Option<Cond>,
     /// Whether the predecessors' results are there.
     waited: bool,
     /// The statement being lowered.
@@ -131,19 +139,22 @@ fn lower_by_warps(kernel: &Kernel, target: &Target) -> Result<(Lowered, usize), 
         threads,
         thread: Index::constant(0),
         shared: Shared::new(&mut w),
+        cluster: spread::cluster(kernel),
+        rank: Index::constant(0),
+        leads: None,
         w,
         waited: false,
         loc: None,
     };
     lower.begin(step);
     lower.programs()?;
-    let bytes = lower.shared.bytes();
-    let head = signature(kernel, &lower.pointers, step, &[], threads);
+    let (bytes, cluster) = (lower.shared.bytes(), lower.cluster);
+    let head = signature(kernel, &lower.pointers, step, &[], [threads, cluster]);
     let launch = GpuLaunch {
         threads: threads as u32,
         shared_bytes: bytes as u32,
-        cluster: 1,
-        ctas_per_program: 1,
+        cluster: cluster as u32,
+        ctas_per_program: cluster as u32,
         max_ctas: None,
         registers: None,
         spill_bytes: None,
@@ -155,7 +166,7 @@ fn lower_by_warps(kernel: &Kernel, target: &Target) -> Result<(Lowered, usize), 
 
 /// Name, parameters and bounds of the entry. Only weights are declared free of aliases: the compiler may then read them at
 /// any time, which for other tensors would be before the predecessors are done.
-fn signature(kernel: &Kernel, pointers: &[Ssa], step: Ssa, maps: &[Ssa], threads: usize) -> String {
+fn signature(kernel: &Kernel, pointers: &[Ssa], step: Ssa, maps: &[Ssa], [threads, cluster]: [usize; 2]) -> String {
     let mut params = vec![];
     for (p, pointer) in kernel.params.iter().zip(pointers) {
         let facts = if p.access == Access::Weight { " {llvm.noalias, llvm.readonly}" } else { "" };
@@ -165,20 +176,46 @@ fn signature(kernel: &Kernel, pointers: &[Ssa], step: Ssa, maps: &[Ssa], threads
     let map = "llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant";
     params.extend(maps.iter().map(|m| format!("{m}: !llvm.ptr {{{map}}}")));
     let bounds = format!("nvvm.kernel, nvvm.maxntid = array<i32: {threads}, 1, 1>, nvvm.minctasm = 1 : i32");
-    format!("@{}({}) attributes {{{bounds}}}", kernel.name, params.join(", "))
+    let cluster = match cluster {
+        1 => String::new(),
+        n => format!(", nvvm.cluster_dim = array<i32: {n}, 1, 1>"),
+    };
+    format!("@{}({}) attributes {{{bounds}{cluster}}}", kernel.name, params.join(", "))
 }
 
 /// Threads of a CTA.
 fn threads(kernel: &Kernel) -> usize {
     if any(&kernel.body, &|s| matches!(s.inst, Inst::Mma { .. })) {
-        return MMA_THREADS;
+        return 32 * mma_warps(kernel);
     }
     let elements = |v: &rvllm_ir::tile::ValInfo| match &v.ty {
         Type::Tile(t) => t.shape.iter().product(),
         Type::Index => 1,
     };
     let widest: usize = kernel.vals.iter().map(elements).max().unwrap_or(1);
-    (widest / ELEMENTS_PER_THREAD).next_power_of_two().clamp(64, 512)
+    (widest / ELEMENTS_PER_THREAD).next_power_of_two().clamp(64, 1024)
+}
+
+/// Warps that share products: along rows alone where rows are reduced, so that none needs another's columns, and the order
+/// of a row's sum is the same whatever the number of rows.
+fn mma_warps(kernel: &Kernel) -> usize {
+    let reduced = |s: &Stmt| match &s.inst {
+        Inst::Reduce(_, v, 1) if kernel.tile(*v).layout == Layout::Acc => Some(kernel.tile(*v).shape[0]),
+        _ => None,
+    };
+    let mut rows = vec![];
+    for_each(&kernel.body, &mut |s| rows.extend(reduced(s)));
+    let fragments = rows.into_iter().min().map_or(MMA_WARPS, |n| n.div_ceil(16));
+    (1..=fragments.min(MMA_WARPS)).rev().find(|n| n.is_power_of_two()).unwrap_or(1)
+}
+
+fn for_each<'k>(block: &'k Block, visit: &mut dyn FnMut(&'k Stmt)) {
+    for s in &block.stmts {
+        visit(s);
+        if let Inst::Pipeline { body, .. } = &s.inst {
+            for_each(body, visit);
+        }
+    }
 }
 
 /// Whether a statement of the block, or of a block inside, is such.
@@ -225,7 +262,12 @@ impl Lower<'_> {
     /// The body, for programs inside the grid.
     fn programs(&mut self) -> Result<(), Error> {
         let extents: Vec<Index> = self.kernel.grid.iter().map(|(_, e)| self.expr(e)).collect();
-        let linear = self.special("ctaid.x", None);
+        let mut linear = self.special("ctaid.x", None);
+        if self.cluster > 1 {
+            let size = Index::constant(self.cluster as i64);
+            self.rank = self.unsigned("arith.remui", linear, size).bounded(Some(self.cluster as i64 - 1));
+            linear = self.unsigned("arith.divui", linear, size);
+        }
         let mut total = Index::constant(1);
         for extent in &extents {
             total = self.w.mul(total, *extent);
@@ -358,7 +400,10 @@ impl Lower<'_> {
                 self.store_tile(*tensor, &at, &value, rows)
             }
             Inst::Pipeline { lo, hi, stages, init, body } => {
-                let results = self.pipeline([*lo, *hi], *stages, init, body)?;
+                let results = match spread::parts(self.kernel, s) {
+                    Some(n) if n == self.cluster && self.leads.is_none() => self.spread(n, init, body)?,
+                    _ => self.pipeline([*lo, *hi], *stages, init, body)?,
+                };
                 self.values.extend(s.results.iter().copied().zip(results));
                 Ok(())
             }

@@ -9,13 +9,13 @@ use super::{
     place::Place,
     tile::{Data, Tile},
 };
-use crate::{Error, index::Index, text::Ssa};
+use crate::{Error, bounds::Cond, index::Index, text::Ssa};
 use rvllm_ir::tile::{Block, IndexOp, Inst, Layout, Stmt, Type, Val};
 use std::collections::HashMap;
 
 /// How a carried value is held in a loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
+pub(crate) enum Held {
     Index,
     Splat,
     At(Place),
@@ -62,12 +62,22 @@ impl Lower<'_> {
         body: &Block,
     ) -> Result<Vec<Value>, Error> {
         let bounds = [self.index(lo)?, self.index(hi)?];
+        self.settle_loop(init, |l, values, held| l.iterate(bounds, stages, values, held, body))
+    }
+
+    /// Lowers a loop as often as it takes to find how its carried values are held: `lower` hands back what they are after the
+    /// loop, and what the body yields.
+    pub(crate) fn settle_loop(
+        &mut self,
+        init: &[Val],
+        mut lower: impl FnMut(&mut Self, &[Value], &[Held]) -> Result<(Vec<Value>, Vec<Value>), Error>,
+    ) -> Result<Vec<Value>, Error> {
         let usual = init.iter().map(|v| self.usual_place(*v)).collect::<Vec<_>>();
         let values = init.iter().map(|v| self.carriable(*v)).collect::<Result<Vec<_>, _>>()?;
         let mut held: Vec<Held> = values.iter().zip(&usual).map(|(v, p)| Held::of(v, *p)).collect();
         for _ in 0..ATTEMPTS {
             let mut attempt = self.clone();
-            let (results, found) = attempt.iterate(bounds, stages, &values, &held, body)?;
+            let (results, found) = lower(&mut attempt, &values, &held)?;
             let found: Vec<Held> = found.iter().zip(&usual).map(|(v, p)| Held::of(v, *p)).collect();
             let joined: Vec<Held> = held.iter().zip(&found).map(|(h, f)| h.join(*f)).collect();
             if joined == held {
@@ -102,20 +112,30 @@ impl Lower<'_> {
         held: &[Held],
         body: &Block,
     ) -> Result<(Vec<Value>, Vec<Value>), Error> {
-        let init: Vec<Ssa> = values.iter().zip(held).flat_map(|(v, h)| self.parts(v, *h)).collect();
-        let mut ahead = self.ahead(stages, body);
+        let mut init: Vec<Ssa> = values.iter().zip(held).flat_map(|(v, h)| self.parts(v, *h)).collect();
+        let ahead = self.ahead(stages, body);
         self.settle_shared();
-        self.begin_copies(&mut ahead, lo, hi, stages, body)?;
+        self.begin_copies(&ahead, lo, hi, stages, body)?;
+        let looked_up = looked_up(&ahead, body);
+        let first = self.w.add_const(lo, stages - 1);
+        let any = self.w.below(lo, hi);
+        init.extend(self.look_up(&looked_up, first, hi, body, any)?);
         let bounds = [self.w.ssa(lo), self.w.ssa(hi), self.w.int(1)];
         let open = self.w.begin_loop(bounds, &init);
         let i = Index::value(open.i).bounded(hi.as_const().map(|n| n - 1));
         self.values.insert(body.params[0], Value::Index(i));
-        let inside = self.rebuild(values, held, &open.carried.clone());
+        let carried = open.carried.clone();
+        let (carried, known) = carried.split_at(carried.len() - looked_up.len());
+        let inside = self.rebuild(values, held, carried);
         self.values.extend(body.params[1..].iter().copied().zip(inside));
-        self.next_copies(&ahead, [i, lo, hi], stages, body)?;
+        let known = looked_up.iter().copied().zip(known.iter().map(|v| Index::value(*v))).collect();
+        self.next_copies(&ahead, [i, lo, hi], stages, body, known)?;
+        let next = self.w.add_const(i, stages);
+        let later = self.look_up(&looked_up, next, hi, body, Cond::Always)?;
         self.block(body)?;
         let yields = self.yields(body)?;
-        let parts: Vec<Ssa> = yields.iter().zip(held).flat_map(|(v, h)| self.parts(v, *h)).collect();
+        let mut parts: Vec<Ssa> = yields.iter().zip(held).flat_map(|(v, h)| self.parts(v, *h)).collect();
+        parts.extend(later);
         self.settle_shared();
         let results = self.w.end_loop(open, &parts);
         for a in &ahead {
@@ -124,13 +144,13 @@ impl Lower<'_> {
         Ok((self.rebuild(values, held, &results), yields))
     }
 
-    fn yields(&self, body: &Block) -> Result<Vec<Value>, Error> {
+    pub(crate) fn yields(&self, body: &Block) -> Result<Vec<Value>, Error> {
         let value = |v: &Val| self.values.get(v).cloned().ok_or_else(|| self.misplaced(*v, "a value"));
         body.yields.iter().map(value).collect()
     }
 
     /// SSA values of a carried value.
-    fn parts(&mut self, v: &Value, held: Held) -> Vec<Ssa> {
+    pub(crate) fn parts(&mut self, v: &Value, held: Held) -> Vec<Ssa> {
         match (v, held) {
             (Value::Index(i), _) => vec![self.w.ssa(*i)],
             (Value::Tile(Tile { data: Data::Splat(v), .. }), Held::Splat) => vec![*v],
@@ -143,7 +163,7 @@ impl Lower<'_> {
     }
 
     /// The carried values over other SSA values.
-    fn rebuild(&mut self, like: &[Value], held: &[Held], parts: &[Ssa]) -> Vec<Value> {
+    pub(crate) fn rebuild(&mut self, like: &[Value], held: &[Held], parts: &[Ssa]) -> Vec<Value> {
         let mut rest = parts;
         let mut out = vec![];
         for (v, h) in like.iter().zip(held) {
@@ -184,7 +204,7 @@ impl Lower<'_> {
     /// Fills the ring but for its last place.
     fn begin_copies(
         &mut self,
-        ahead: &mut [Ahead],
+        ahead: &[Ahead],
         lo: Index,
         hi: Index,
         stages: usize,
@@ -193,7 +213,7 @@ impl Lower<'_> {
         if ahead.is_empty() {
             return Ok(());
         }
-        for a in ahead.iter() {
+        for a in ahead {
             for slot in 0..stages {
                 let view = self.place_in_ring(a.view, Index::constant(slot as i64));
                 self.pad(view);
@@ -201,9 +221,27 @@ impl Lower<'_> {
         }
         for slot in 0..stages - 1 {
             let i = self.w.add_const(lo, slot);
-            self.copy_iteration(ahead, i, hi, Index::constant(slot as i64), body)?;
+            self.copy_iteration(ahead, i, hi, Index::constant(slot as i64), body, HashMap::new())?;
         }
         Ok(())
+    }
+
+    /// What an iteration reads of tables to know its operands' places: one iteration before its copies begin, so that nothing
+    /// waits for it. Past the last iteration, what that reads; anything where there is not `any` iteration.
+    fn look_up(&mut self, reads: &[Val], i: Index, hi: Index, body: &Block, any: Cond) -> Result<Vec<Ssa>, Error> {
+        if reads.is_empty() {
+            return Ok(vec![]);
+        }
+        let last = self.w.index(IndexOp::Sub, hi, Index::constant(1));
+        let i = self.w.index(IndexOp::Min, i, last);
+        let i = self.w.index(IndexOp::Max, i, Index::constant(0));
+        let mut later = HashMap::from([(body.params[0], i)]);
+        let mut out = vec![];
+        for v in reads {
+            let index = self.later(*v, body, &mut later, any)?;
+            out.push(self.w.ssa(index));
+        }
+        Ok(out)
     }
 
     /// Waits for this iteration's operands and begins to copy those that the last place of the ring is free for.
@@ -213,6 +251,7 @@ impl Lower<'_> {
         [i, lo, hi]: [Index; 3],
         stages: usize,
         body: &Block,
+        known: HashMap<Val, Index>,
     ) -> Result<(), Error> {
         if ahead.is_empty() {
             return Ok(());
@@ -223,7 +262,7 @@ impl Lower<'_> {
         let later = self.w.add_const(done, stages - 1);
         let slot = self.w.rem(later, stages);
         let next = self.w.add_const(i, stages - 1);
-        self.copy_iteration(ahead, next, hi, slot, body)?;
+        self.copy_iteration(ahead, next, hi, slot, body, known)?;
         let slot = self.w.rem(done, stages);
         for a in ahead {
             let view = self.place_in_ring(a.view, slot);
@@ -241,11 +280,20 @@ impl Lower<'_> {
     }
 
     /// Begins to copy what iteration `i` reads, where there is such an iteration.
-    fn copy_iteration(&mut self, ahead: &[Ahead], i: Index, hi: Index, slot: Index, body: &Block) -> Result<(), Error> {
+    fn copy_iteration(
+        &mut self,
+        ahead: &[Ahead],
+        i: Index,
+        hi: Index,
+        slot: Index,
+        body: &Block,
+        known: HashMap<Val, Index>,
+    ) -> Result<(), Error> {
         let exists = self.w.below(i, hi);
         let mut result = Ok(());
         self.under(exists, |l| {
-            let mut later = HashMap::from([(body.params[0], i)]);
+            let mut later = known;
+            later.insert(body.params[0], i);
             for a in ahead {
                 result = l.copy_later(a, slot, body, &mut later);
                 if result.is_err() {
@@ -264,7 +312,7 @@ impl Lower<'_> {
         body: &Block,
         later: &mut HashMap<Val, Index>,
     ) -> Result<(), Error> {
-        let at = a.at.iter().map(|v| self.later(*v, body, later)).collect::<Result<Vec<_>, _>>()?;
+        let at = a.at.iter().map(|v| self.later(*v, body, later, Cond::Always)).collect::<Result<Vec<_>, _>>()?;
         let view = self.place_in_ring(a.view, slot);
         let shape = self.kernel.tile(a.result).shape.clone();
         self.copy(a.tensor, &at, &shape, view);
@@ -284,19 +332,22 @@ impl Lower<'_> {
         }
     }
 
-    /// An index value as a later iteration has it.
-    fn later(&mut self, v: Val, body: &Block, later: &mut HashMap<Val, Index>) -> Result<Index, Error> {
+    /// An index value as a later iteration has it; anything unless `valid`.
+    fn later(&mut self, v: Val, body: &Block, later: &mut HashMap<Val, Index>, valid: Cond) -> Result<Index, Error> {
         if let Some(i) = later.get(&v) {
             return Ok(*i);
         }
         let value = match definition(v, body).map(|s| &s.inst) {
             Some(Inst::Index(op, a, b)) => {
-                let (a, b) = (self.later(*a, body, later)?, self.later(*b, body, later)?);
+                let (a, b) = (self.later(*a, body, later, valid)?, self.later(*b, body, later, valid)?);
                 self.w.index(*op, a, b)
             }
             Some(Inst::Read { tensor, at }) => {
-                let at = at.iter().map(|v| self.later(*v, body, later)).collect::<Result<Vec<_>, _>>()?;
-                let p = self.element(*tensor, &at);
+                let at = at.iter().map(|v| self.later(*v, body, later, valid)).collect::<Result<Vec<_>, _>>()?;
+                let mut p = self.element(*tensor, &at);
+                if let Cond::If(c) = valid {
+                    p = self.w.select(c, p, self.pointers[*tensor]);
+                }
                 self.w.load_index(p)
             }
             Some(inst) => self.scalar(inst)?,
@@ -305,6 +356,21 @@ impl Lower<'_> {
         later.insert(v, value);
         Ok(value)
     }
+}
+
+/// The table entries that the places of operands depend on.
+fn looked_up(ahead: &[Ahead], body: &Block) -> Vec<Val> {
+    let mut found = vec![];
+    let mut rest: Vec<Val> = ahead.iter().flat_map(|a| a.at.clone()).collect();
+    while let Some(v) = rest.pop() {
+        match definition(v, body) {
+            Some(_) if found.contains(&v) => {}
+            Some(s) if matches!(s.inst, Inst::Read { .. }) => found.push(v),
+            Some(s) => rest.extend(s.inst.operands()),
+            None => {}
+        }
+    }
+    found
 }
 
 fn definition(v: Val, body: &Block) -> Option<&Stmt> {

@@ -224,6 +224,11 @@ impl Lower<'_> {
         }
     }
 
+    /// Whether runs of two shapes with as many elements are in the same registers.
+    pub(crate) fn same_runs(&self, a: Shape, b: Shape) -> bool {
+        run(self.threads, a) == run(self.threads, b)
+    }
+
     /// Whether all groups of a thread are in the same columns.
     fn runs_share_columns(&self, shape: Shape) -> bool {
         (self.threads * run(self.threads, shape)).is_multiple_of(shape[1])

@@ -209,7 +209,7 @@ impl Lower<'_> {
 
     /// Any axis of any matrix: each element of the result walks its column in shared memory.
     fn reduce_far(&mut self, op: ReduceOp, t: &Tile, axis: usize, shape: &[usize]) -> Data {
-        let region = self.spread(t);
+        let region = self.lay_out(t);
         self.read_region(region);
         let start = self.region_start(region);
         let inner: usize = t.shape[axis + 1..].iter().product();

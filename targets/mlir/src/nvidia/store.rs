@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Error,
-    bounds::Extent,
+    bounds::{Cond, Extent},
     index::Index,
     text::{Ssa, Ty},
 };
@@ -64,6 +64,7 @@ impl Lower<'_> {
     /// Adjacent elements, narrowed to the tensor's type.
     fn store_vector(&mut self, s: &Source<'_>, index: &[Index], items: &[Ssa], dtype: DType) {
         let inside = self.within(index, s.shape, &s.extents);
+        let inside = self.w.both(inside, self.leads.unwrap_or(Cond::Always));
         let at = self.indices_at(s.origin, index);
         let bytes = items.len() * self.size(s.tensor);
         let packed = self.narrow(items, dtype);

@@ -145,7 +145,7 @@ impl<'a> Access<'a> {
             let legal = match self.param.ty.dims[d] {
                 _ if at < 0 => false,
                 Dim::Const(_) if bound % size != 0 => at % size == 0,
-                Dim::Sym(Sym::T | Sym::L) => at + size <= bound + PAD_ROWS as i64,
+                Dim::Sym(Sym::T | Sym::L) => at < bound || at + size <= bound + PAD_ROWS as i64,
                 _ => at + size <= bound,
             };
             if !legal {

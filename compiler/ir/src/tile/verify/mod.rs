@@ -110,7 +110,7 @@ impl Verifier<'_> {
 
     fn statement(&mut self, s: &Stmt) {
         let known = self.errors.len();
-        operands(&s.inst).into_iter().for_each(|v| self.used(v, word(&s.inst), &s.loc));
+        s.inst.operands().into_iter().for_each(|v| self.used(v, word(&s.inst), &s.loc));
         if let Inst::Pipeline { body, .. } = &s.inst {
             self.block(body, &s.loc);
         }
@@ -169,26 +169,6 @@ fn mem_layout(p: &Param) -> Result<(), String> {
             Some(_) => Ok(()),
             None => Err(format!("`{name}` is {}: every dimension of blocks is static", p.ty)),
         },
-    }
-}
-
-/// Every value that an instruction reads, a pipeline's body apart.
-fn operands(inst: &Inst) -> Vec<Val> {
-    match inst {
-        Inst::ProgramId(_) | Inst::Const(_) | Inst::Sym(_) | Inst::Full(_) => vec![],
-        Inst::Index(_, a, b) => vec![*a, *b],
-        Inst::Read { at, .. } | Inst::Load { at, .. } => at.clone(),
-        Inst::Store { at, value, rows, .. } => at.iter().copied().chain([*value]).chain(*rows).collect(),
-        Inst::Iota { start: v, .. }
-        | Inst::Cast(v)
-        | Inst::Reduce(_, v, _)
-        | Inst::Broadcast(v, _)
-        | Inst::Reshape(v)
-        | Inst::Stage(v) => vec![*v],
-        Inst::Mma { a, b, acc } => vec![*a, *b, *acc],
-        Inst::Map(_, args) => args.clone(),
-        Inst::Select { a, b, x, y, .. } => vec![*a, *b, *x, *y],
-        Inst::Pipeline { lo, hi, init, .. } => [*lo, *hi].into_iter().chain(init.iter().copied()).collect(),
     }
 }
 
