@@ -14,7 +14,7 @@ use std::collections::HashMap;
 const PIECE: usize = 16;
 
 /// Registers of a thread that may hold what the epilogue loads while the product is summed.
-const AHEAD_REGISTERS: usize = 64;
+const AHEAD_REGISTERS: usize = 32;
 /// Registers that a box takes for each tensor that the epilogue loads.
 const BOX_REGISTERS: usize = 16;
 
