@@ -123,3 +123,15 @@ test("raw responses", async () => {
   assert.equal(data.id, `chatcmpl-${response.headers.get("x-request-id")}`)
   assert.equal(request_id, response.headers.get("x-request-id"))
 })
+
+const Animal = z.object({
+  name: z.string(),
+  kind: z.enum(["cat", "dog", "mouse"]),
+  friends: z.array(z.enum(["cat", "dog", "bird"])),
+})
+
+test("an answer in the form of a zod type", async () => {
+  const response_format = zodResponseFormat(Animal, "animal")
+  const done = await client.chat.completions.parse({ model, messages, response_format, max_tokens: 400, temperature: 0, seed: 1 })
+  assert.ok(["cat", "dog", "mouse"].includes(done.choices[0].message.parsed.kind))
+})
