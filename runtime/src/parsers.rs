@@ -13,6 +13,7 @@ const NONE: &str = "none";
 
 /// How answers are read.
 #[derive(Args, Clone, Copy, Debug, Default)]
+#[group(id = "ParserFlags")]
 pub struct Flags {
     /// How the model writes tool calls: hermes, qwen3, qwen3_coder, llama3_json, mistral, pythonic, deepseek_v3, openai …,
     /// or none [default: as its chat template shows]

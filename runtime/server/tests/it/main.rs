@@ -4,6 +4,7 @@
 mod answers;
 mod beams;
 mod client;
+mod fields;
 mod forced;
 mod guards;
 mod lifecycle;
