@@ -42,7 +42,7 @@ fn reference(engine: &mut Engine, prompt: &[u32]) -> Result<Vec<Beam>> {
         let mut next = vec![];
         for (beam, tokens) in live.iter().zip(likeliest(engine, prompt, &live)?) {
             for (token, logprob) in tokens {
-                let ended = token % 5 == 0;
+                let ended = token.is_multiple_of(5);
                 let (tokens, cumulative) = ([&beam.tokens[..], &[token]].concat(), beam.cumulative + logprob);
                 (if ended { &mut done } else { &mut next }).push(Beam { tokens, cumulative, ended });
             }
