@@ -209,3 +209,69 @@ fn masks_keep_the_logits_of_their_tokens() {
     }
     assert_eq!(kept.len(), 259);
 }
+
+/// A vocabulary of 8192 tokens, most of them of several bytes.
+fn demo() -> Arc<Tokenizer> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo/tokenizer.json");
+    Arc::new(Tokenizer::from_bytes(&std::fs::read(path).unwrap()).unwrap())
+}
+
+/// Whether a grammar over bytes, from where `matcher` is, takes a text.
+fn follows(matcher: &Matcher, bytes: &[u8]) -> bool {
+    let tokenizer = byte_level();
+    let ids = tokenizer.encode(std::str::from_utf8(bytes).unwrap_or_default(), false).unwrap();
+    let mut matcher = matcher.clone();
+    !ids.is_empty()
+        && ids.iter().all(|id| {
+            let allowed = matcher.mask().unwrap().is_some_and(|m| m.allows(*id));
+            drop(matcher.advance(*id, &[]));
+            allowed
+        })
+}
+
+#[test]
+fn a_token_is_allowed_where_all_its_bytes_are() {
+    let (demo, (_, bytes)) = (demo(), compiler());
+    let tokens = GrammarCompiler::new(Some(demo.clone()), Arc::from([8177]), 8192);
+    let object = json!({"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}, "n": {"type": "integer"}},
+        "required": ["name", "n"], "additionalProperties": false});
+    let forms = [
+        schema(object),
+        StructuredOutputs { regex: Some("(the |a )?(cat|dog|\\w+)s?\\.".into()), ..StructuredOutputs::default() },
+        ebnf("root ::= word (\" \" root)?\nword ::= [a-zé]+ | \"(\" root \")\""),
+    ];
+    for (form, seed) in forms.iter().zip(0u64..) {
+        let mut whole = Matcher::new(tokens.compile(form).unwrap(), Arc::from([]));
+        let mut single = Matcher::new(bytes.compile(form).unwrap(), Arc::from([]));
+        for position in 0..8u64 {
+            let Some(mask) = whole.mask().unwrap() else { break };
+            for sample in 0..150u64 {
+                let id = (crate::random::word(seed, position, sample) % 8176) as u32;
+                let text = demo.decode(&[id], false).unwrap();
+                // Parts of characters are no text of their own.
+                if !text.contains('\u{fffd}') {
+                    assert_eq!(mask.allows(id), follows(&single, text.as_bytes()), "{text:?} in {form:?}");
+                }
+            }
+            let allowed: Vec<u32> = mask.tokens().filter(|id| *id < 8176).collect();
+            let printable = |id: &&u32| demo.decode(&[**id], false).is_ok_and(|t| !t.contains('\u{fffd}'));
+            let allowed: Vec<&u32> = allowed.iter().filter(printable).collect();
+            let Some(chosen) = allowed.get(position as usize * 31 % allowed.len().max(1)) else { break };
+            for id in byte_level().encode(&demo.decode(&[**chosen], false).unwrap(), false).unwrap() {
+                single.mask().unwrap();
+                drop(single.advance(id, &[]));
+            }
+            drop(whole.advance(**chosen, &[]));
+        }
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn choices_take_their_texts_and_no_other(
+        choice in proptest::collection::vec("[ab\"\\\\é]{0,3}", 1..6), text in "[ab\"\\\\é]{0,4}",
+    ) {
+        let form = StructuredOutputs { choice: Some(choice.clone()), ..StructuredOutputs::default() };
+        proptest::prop_assert_eq!(takes(&form, &text), choice.contains(&text));
+    }
+}
