@@ -17,9 +17,9 @@ use std::{
 };
 use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
 
-/// Lines that wait to be written.
+/// Lines that wait for the thread that writes.
 const QUEUE: usize = 8192;
-/// Time that the last lines have to be written.
+/// Time in which the last lines must be out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes that are written at once, about.
 const AT_ONCE: usize = 64 << 10;

@@ -20,8 +20,8 @@ fn prompt(i: u32, len: usize) -> Vec<u32> {
 }
 
 fn params(i: u32) -> SamplingParams {
-    let sampled = SamplingParams { temperature: 0.9, top_p: 0.95, seed: Some(i64::from(i)), ..greedy(40) };
-    let params = if i.is_multiple_of(2) { greedy(30) } else { sampled };
+    let sampled = SamplingParams { temperature: 0.9, top_p: 0.95, seed: Some(i64::from(i)), ..greedy(100) };
+    let params = if i.is_multiple_of(2) { greedy(80) } else { sampled };
     SamplingParams { prompt_logprobs: Some(2), ..params }
 }
 
@@ -57,7 +57,7 @@ fn options(threads: usize, tokens: Option<u32>, blocks: Option<u32>) -> EngineOp
 fn check(dtype: DTypeChoice, target: &str) -> Result<()> {
     let model = Compiled::new("models/demo", dtype, target, Some(512))?;
     let alone = observe(&model, options(1, None, None), false)?;
-    ensure!(alone.tokens.len() == 40 && !bits(&alone).is_empty(), "the observed request answers");
+    ensure!(alone.tokens.len() == 100 && !bits(&alone).is_empty(), "the observed request answers");
     same("2 threads", &alone, &observe(&model, options(2, None, None), false)?)?;
     for chunk in [33, 48, 100] {
         let what = format!("steps of at most {chunk} tokens");

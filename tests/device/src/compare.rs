@@ -30,15 +30,16 @@ pub struct Difference {
     pub largest: f32,
 }
 
-/// Compares as many elements as are expected.
+/// Compares as many elements as are expected; one that was not found is wrong, whatever is expected.
 pub fn compare(found: &[f32], expected: &[f32], tolerance: f32) -> Difference {
     let mut difference = Difference::default();
     for (i, expected) in expected.iter().enumerate().filter(|(_, e)| e.to_bits() != SKIPPED) {
-        let found = found.get(i).copied().unwrap_or(f32::NAN);
+        let written = found.get(i).copied();
         difference.compared += 1;
-        if found == *expected || (found.is_nan() && expected.is_nan()) {
+        if written.is_some_and(|found| found == *expected || (found.is_nan() && expected.is_nan())) {
             continue;
         }
+        let found = written.unwrap_or(f32::NAN);
         let off = (found - expected).abs() / (1.0 + expected.abs());
         difference.largest = if off.is_nan() { f32::INFINITY } else { difference.largest.max(off) };
         // A NaN is further off than anything.
