@@ -209,7 +209,7 @@ pub async fn detokenize(State(app): Shared, headers: HeaderMap, body: Body) -> R
 
 /// Continues prompts.
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, params(
-    ("X-Request-Timeout" = Option<f64>, Header, description = "seconds after which the request is given up")), responses(
+    ("X-Request-Timeout" = Option<f64>, Header, exclusive_minimum = 0, description = "seconds after which the request is given up")), responses(
     (status = 200, content((Completion = "application/json"), (String = "text/event-stream"))),
     (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn completion(
@@ -227,7 +227,7 @@ pub async fn completion(
 
 /// Continues a conversation.
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, params(
-    ("X-Request-Timeout" = Option<f64>, Header, description = "seconds after which the request is given up")), responses(
+    ("X-Request-Timeout" = Option<f64>, Header, exclusive_minimum = 0, description = "seconds after which the request is given up")), responses(
     (status = 200, content((ChatCompletion = "application/json"), (String = "text/event-stream"))),
     (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn chat_completion(

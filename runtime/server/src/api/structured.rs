@@ -23,6 +23,7 @@ pub struct FormFields {
     /// The older name of `structured_outputs.regex`.
     pub guided_regex: Option<String>,
     /// The older name of `structured_outputs.choice`.
+    #[schema(min_items = 1)]
     pub guided_choice: Option<Vec<String>>,
     /// The older name of `structured_outputs.grammar`.
     pub guided_grammar: Option<String>,
