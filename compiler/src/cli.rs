@@ -11,7 +11,7 @@ mod watch;
 use crate::{
     Error, Options,
     cache::compile_cached,
-    options::{DTypeChoice, Stage, WeightsMode},
+    options::{DTypeChoice, QuantizeChoice, Stage, WeightsMode},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{path::PathBuf, process::ExitCode};
@@ -55,6 +55,11 @@ struct Compile {
     /// Element type of activations and weights; auto is bf16 for checkpoints in bf16 or f16, f32 for those in f32.
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
     dtype: DTypeArg,
+    /// Quantise the weights of all matrix products, the last one included, and the activations that they meet: int8 has a
+    /// scale for each output, int4 an f16 scale for 32 inputs of an output (4.5 bits a weight); activations are int8 with
+    /// a scale for each token.
+    #[arg(long, value_enum, value_name = "SCHEME")]
+    quantize: Option<QuantizeArg>,
     /// Longest sequence, prompt and answer together [default: the model's max_position_embeddings].
     #[arg(long, value_name = "N")]
     max_model_len: Option<usize>,
@@ -102,6 +107,12 @@ enum DTypeArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum QuantizeArg {
+    Int8,
+    Int4,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum WeightsArg {
     Embed,
     External,
@@ -119,6 +130,10 @@ impl Compile {
                 DTypeArg::Bf16 => DTypeChoice::Bf16,
                 DTypeArg::F32 => DTypeChoice::F32,
             },
+            quantize: self.quantize.map(|choice| match choice {
+                QuantizeArg::Int8 => QuantizeChoice::Int8,
+                QuantizeArg::Int4 => QuantizeChoice::Int4,
+            }),
             max_model_len: self.max_model_len,
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_num_seqs: self.max_num_seqs,

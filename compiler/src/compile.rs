@@ -12,7 +12,9 @@ use crate::{
     import::{self, Model},
     limits::limits,
     options::{Options, Stage, WeightsMode},
-    passes::{check, fuse::fuse, merge_linear::merge_linear, plan_memory::plan_memory, select::select},
+    passes::{
+        check, fuse::fuse, merge_linear::merge_linear, plan_memory::plan_memory, quantize::quantize, select::select,
+    },
     program::{Limits, Program},
     progress::{Phase, Progress},
     report::{Report, TargetReport},
@@ -129,6 +131,7 @@ impl<'a> Compilation<'a> {
         let fused =
             fuse(merged, limits.max_model_len).map_err(|problems| Error::Unsupported { stage: "fuse", problems })?;
         let fused = check("fuse", fused)?;
+        let fused = quantized(fused, options)?;
         dump(options, progress, Stage::Fused, &fused)?;
         Ok(Compilation { options, model, limits, progress, fused, tensors })
     }
@@ -280,6 +283,13 @@ fn assembler() -> String {
                 .to_string()
         }
     }
+}
+
+/// Products quantised where that is asked for.
+fn quantized(graph: Graph, options: &Options) -> Result<Graph> {
+    let Some(choice) = options.quantize else { return Ok(graph) };
+    let graph = quantize(graph, choice).map_err(|problems| Error::Unsupported { stage: "quantize", problems })?;
+    Ok(check("quantize", graph)?)
 }
 
 /// The targets' plans, with one meaning for each weight's name.

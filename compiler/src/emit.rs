@@ -8,7 +8,12 @@ use crate::{
     program::{self, Limits, Program},
 };
 use rvllm_artifact::{gpu::GpuKernel, manifest, plan, recipe};
-use rvllm_ir::{DType, Expr, Sym, graph::Input, recipe::Recipe, tile::Kernel};
+use rvllm_ir::{
+    DType, Expr, Sym,
+    graph::Input,
+    recipe::{Part, Recipe},
+    tile::Kernel,
+};
 use std::collections::BTreeMap;
 
 /// The plan of a placed program.
@@ -105,7 +110,7 @@ pub(crate) fn dtype(of: DType) -> plan::DType {
         DType::F8e4m3 => plan::DType::F8e4m3,
         DType::F8e5m2 => plan::DType::F8e5m2,
         DType::I8 => plan::DType::I8,
-        DType::I4 => plan::DType::I4,
+        DType::U4 => plan::DType::U4,
         DType::U8 => plan::DType::U8,
         DType::I32 => plan::DType::I32,
     }
@@ -134,12 +139,15 @@ fn expr(of: &Expr) -> plan::Expr {
 }
 
 /// A recipe; rotary tables carry their frequencies, so that the runtime needs to know no scaling.
-pub(crate) fn recipe(of: &Recipe) -> recipe::Recipe {
+pub fn recipe(of: &Recipe) -> recipe::Recipe {
     let boxed = |r: &Recipe| Box::new(recipe(r));
     match of {
         Recipe::Tensor(name) => recipe::Recipe::Tensor(name.clone()),
         Recipe::Concat(parts) => recipe::Recipe::Concat(parts.iter().map(recipe).collect()),
         Recipe::Cast(to, of) => recipe::Recipe::Cast(dtype(*to), boxed(of)),
+        Recipe::Quantize { to, group, part: of_both, of } => {
+            recipe::Recipe::Quantize { to: dtype(*to), group: group.map(int), part: part(*of_both), of: boxed(of) }
+        }
         Recipe::Pack { n, k, of } => recipe::Recipe::Pack { n: int(*n), k: int(*k), of: boxed(of) },
         Recipe::Blocks { k, matrices, of } => {
             recipe::Recipe::Blocks { k: int(*k), matrices: int(*matrices), of: boxed(of) }
@@ -149,6 +157,13 @@ pub(crate) fn recipe(of: &Recipe) -> recipe::Recipe {
             factor: rope.attention_factor(),
             positions: int(*positions),
         },
+    }
+}
+
+fn part(of: Part) -> recipe::Part {
+    match of {
+        Part::Values => recipe::Part::Values,
+        Part::Scales => recipe::Part::Scales,
     }
 }
 

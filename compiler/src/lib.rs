@@ -29,7 +29,7 @@ pub mod report;
 
 pub use codegen::gpu_kernels;
 pub use compile::{compile, targets};
-pub use emit::plan as emit_plan;
+pub use emit::{plan as emit_plan, recipe as emit_recipe};
 pub use error::{Error, Result};
 pub use options::Options;
 pub use progress::Progress;

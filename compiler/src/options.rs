@@ -13,6 +13,8 @@ pub struct Options {
     pub output: Option<PathBuf>,
     /// Element type of activations and weights.
     pub dtype: DTypeChoice,
+    /// How weights and the activations that they are multiplied with are quantised, where they are.
+    pub quantize: Option<QuantizeChoice>,
     /// Longest sequence; the model's `max_position_embeddings` where absent.
     pub max_model_len: Option<usize>,
     /// Most tokens of a step; `max_model_len`, but at least 512 and at most 2048, where absent.
@@ -42,6 +44,7 @@ impl Options {
             targets: vec!["native".into()],
             output: None,
             dtype: DTypeChoice::Auto,
+            quantize: None,
             max_model_len: None,
             max_num_batched_tokens: None,
             max_num_seqs: 256,
@@ -65,6 +68,24 @@ pub enum DTypeChoice {
     Bf16,
     /// f32 throughout.
     F32,
+}
+
+/// How products are quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QuantizeChoice {
+    /// Weights to i8 with a scale for each output, activations to i8 with a scale for each token.
+    Int8,
+    /// Weights to 4 bits with an f16 scale for 32 inputs of an output, activations to i8 with a scale for each token.
+    Int4,
+}
+
+impl fmt::Display for QuantizeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            QuantizeChoice::Int8 => "int8",
+            QuantizeChoice::Int4 => "int4",
+        })
+    }
 }
 
 /// Where weights go.

@@ -18,6 +18,17 @@ pub enum Recipe {
     Concat(Vec<Recipe>),
     /// Conversion of the element type, round to nearest even.
     Cast(DType, Box<Recipe>),
+    /// What `[N, K]` is quantised to, row by row: see [`Part`] and [`crate::graph::Scales`].
+    Quantize {
+        /// Element type of the values.
+        to: DType,
+        /// Columns that share a scale; all of a row where absent.
+        group: Option<usize>,
+        /// What is made.
+        part: Part,
+        /// The `[N, K]` tensor.
+        of: Box<Recipe>,
+    },
     /// `[N, K]` into panels of `n` rows: see [`crate::tile::MemLayout::Panel`].
     Pack {
         /// Rows of one panel.
@@ -45,6 +56,15 @@ pub enum Recipe {
     },
 }
 
+/// One of the two tensors that a matrix is quantised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// `[N, K]` in the type asked for.
+    Values,
+    /// `[N]f32`, or `[N, K/group]f16`.
+    Scales,
+}
+
 impl Recipe {
     /// The checkpoint tensor `name`, as it is.
     pub fn tensor(name: impl Into<String>) -> Recipe {
@@ -56,7 +76,9 @@ impl Recipe {
         match self {
             Recipe::Tensor(name) => vec![name],
             Recipe::Concat(parts) => parts.iter().flat_map(Recipe::sources).collect(),
-            Recipe::Cast(_, of) | Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => of.sources(),
+            Recipe::Cast(_, of) | Recipe::Quantize { of, .. } | Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => {
+                of.sources()
+            }
             Recipe::RopeTable { .. } => vec![],
         }
     }
@@ -71,10 +93,14 @@ impl Recipe {
         match c.peek() {
             Token::Ident("concat") => Recipe::read_concat(c),
             Token::Ident("cast") => Recipe::read_cast(c),
+            Token::Ident("values") => Recipe::read_quantize(c, Part::Values),
+            Token::Ident("scales") => Recipe::read_quantize(c, Part::Scales),
             Token::Ident("pack") => Recipe::read_pack(c),
             Token::Ident("blocks") => Recipe::read_blocks(c),
             Token::Ident("rope_table") => Recipe::read_rope_table(c),
-            _ => Err(c.expected("a recipe (a checkpoint key, concat, cast, pack, blocks or rope_table)")),
+            _ => {
+                Err(c.expected("a recipe (a checkpoint key, concat, cast, values, scales, pack, blocks or rope_table)"))
+            }
         }
     }
 
@@ -90,6 +116,18 @@ impl Recipe {
         let dtype = c.dtype()?;
         c.expect(']')?;
         Ok(Recipe::Cast(dtype, Recipe::read_inner(c)?))
+    }
+
+    fn read_quantize(c: &mut Cursor<'_>, part: Part) -> Read<Recipe> {
+        c.bump();
+        c.expect('[')?;
+        let to = c.dtype()?;
+        let group = match c.eat(',') {
+            true => Some(c.number("the columns that share a scale")?),
+            false => None,
+        };
+        c.expect(']')?;
+        Ok(Recipe::Quantize { to, group, part, of: Recipe::read_inner(c)? })
     }
 
     fn read_pack(c: &mut Cursor<'_>) -> Read<Recipe> {
@@ -141,6 +179,11 @@ impl fmt::Display for Recipe {
                 write!(f, "concat({})", parts.join(", "))
             }
             Recipe::Cast(dtype, of) => write!(f, "cast[{dtype}]({of})"),
+            Recipe::Quantize { to, group, part, of } => {
+                let part = if *part == Part::Values { "values" } else { "scales" };
+                let group = group.map_or(String::new(), |n| format!(", {n}"));
+                write!(f, "{part}[{to}{group}]({of})")
+            }
             Recipe::Pack { n, k, of } => write!(f, "pack[{n}, {k}]({of})"),
             Recipe::Blocks { k, matrices, of } => write!(f, "blocks[{k}, {matrices}]({of})"),
             Recipe::RopeTable { rope, positions } => write!(f, "rope_table[{positions}]({rope})"),
@@ -157,6 +200,8 @@ mod tests {
         for text in [
             r#""model.embed_tokens.weight""#,
             r#"pack[32, 2](concat(cast[bf16]("q.weight"), "k.\"odd\".weight"))"#,
+            r#"pack[32, 4](values[i8](concat("q.weight", "k.weight")))"#,
+            r#"scales[u4, 32]("gate.weight")"#,
             r#"blocks[64, 2](concat("gate.weight", "up.weight"))"#,
             "rope_table[4096](dim = 64, theta = 10000.0)",
             "rope_table[128](dim = 64, theta = 500000.0, linear, factor = 4.0)",

@@ -50,7 +50,32 @@ impl DType {
     pub fn is_float(self) -> bool {
         match self {
             DType::F32 | DType::F16 | DType::Bf16 | DType::F8e4m3 | DType::F8e5m2 => true,
-            DType::I8 | DType::I4 | DType::U8 | DType::I32 => false,
+            DType::I8 | DType::U4 | DType::U8 | DType::I32 => false,
+        }
+    }
+
+    /// Largest magnitude that quantisation to this type uses: symmetric for signed integers. Infinite where the type needs
+    /// no scale.
+    pub fn largest(self) -> f32 {
+        match self {
+            DType::I8 => 127.0,
+            DType::U4 => 15.0,
+            DType::U8 => 255.0,
+            DType::F8e4m3 => F8E4M3.max as f32,
+            DType::F8e5m2 => F8E5M2.max as f32,
+            DType::F32 | DType::F16 | DType::Bf16 | DType::I32 => f32::INFINITY,
+        }
+    }
+
+    /// The nearest element to `x`, ties to even; past the largest the largest. NaN becomes the smallest integer, and stays
+    /// NaN in a floating-point type.
+    pub fn saturate(self, x: f32) -> f32 {
+        let integer = |least: f32| if x > least { x.round_ties_even().clamp(least, self.largest()) } else { least };
+        match self {
+            DType::I8 => integer(-128.0),
+            DType::U4 | DType::U8 => integer(0.0),
+            DType::F8e4m3 | DType::F8e5m2 => self.round(x.clamp(-self.largest(), self.largest())),
+            DType::F32 | DType::F16 | DType::Bf16 | DType::I32 => self.round(x),
         }
     }
 
@@ -62,7 +87,7 @@ impl DType {
             DType::F16 => F16.round(x),
             DType::F8e4m3 => F8E4M3.round(x),
             DType::F8e5m2 => F8E5M2.round(x),
-            DType::F32 | DType::I8 | DType::I4 | DType::U8 | DType::I32 => x,
+            DType::F32 | DType::I8 | DType::U4 | DType::U8 | DType::I32 => x,
         }
     }
 }
@@ -95,5 +120,14 @@ mod tests {
         assert_eq!(DType::F8e5m2.round(1e9), f32::INFINITY);
         assert!(DType::Bf16.round(f32::NAN).is_nan() && DType::F16.round(f32::NAN).is_nan());
         assert_eq!(DType::Bf16.round(f32::INFINITY), f32::INFINITY);
+    }
+
+    #[test]
+    fn saturation_ends_at_the_largest() {
+        let integers = [0.5, 1.5, -2.5, 126.6, 1e9, -1e9, f32::NAN].map(|x| DType::I8.saturate(x));
+        assert_eq!(integers, [0.0, 2.0, -2.0, 127.0, 127.0, -128.0, -128.0]);
+        assert_eq!([-1.0, 7.4, 99.0].map(|x| DType::U4.saturate(x)), [0.0, 7.0, 15.0]);
+        assert_eq!([449.0, -1e30, 17.0].map(|x| DType::F8e4m3.saturate(x)), [448.0, -448.0, 16.0]);
+        assert!(DType::F8e4m3.saturate(f32::NAN).is_nan());
     }
 }

@@ -18,8 +18,8 @@ pub enum DType {
     F8e5m2,
     /// Signed 8-bit integer.
     I8,
-    /// Signed 4-bit integer, two to a byte.
-    I4,
+    /// Unsigned 4-bit integer, two to a byte.
+    U4,
     /// Unsigned byte.
     U8,
     /// Signed 32-bit integer.
@@ -35,7 +35,7 @@ impl DType {
         DType::F8e4m3,
         DType::F8e5m2,
         DType::I8,
-        DType::I4,
+        DType::U4,
         DType::U8,
         DType::I32,
     ];
@@ -49,7 +49,7 @@ impl DType {
             DType::F8e4m3 => "f8e4m3",
             DType::F8e5m2 => "f8e5m2",
             DType::I8 => "i8",
-            DType::I4 => "i4",
+            DType::U4 => "u4",
             DType::U8 => "u8",
             DType::I32 => "i32",
         }
@@ -66,7 +66,7 @@ impl DType {
             DType::F32 | DType::I32 => 32,
             DType::F16 | DType::Bf16 => 16,
             DType::F8e4m3 | DType::F8e5m2 | DType::I8 | DType::U8 => 8,
-            DType::I4 => 4,
+            DType::U4 => 4,
         }
     }
 

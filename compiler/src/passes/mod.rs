@@ -1,6 +1,7 @@
-//! The passes, in the order in which they run: [`merge_linear`], [`fuse`], [`bucket`], [`select`], [`plan_memory`].
+//! The passes, in the order in which they run: [`merge_linear`], [`fuse`], [`quantize`] where it
+//! was asked for, [`bucket`], [`select`], [`plan_memory`].
 //!
-//! The first two are target independent and map a graph to a graph; [`select`] makes the launch list of one target,
+//! The first three are target independent and map a graph to a graph; [`select`] makes the launch list of one target,
 //! with [`bucket`]'s variants; [`plan_memory`] gives its buffers their places.
 //!
 //! Invariants:
@@ -11,6 +12,7 @@ pub mod bucket;
 pub mod fuse;
 pub mod merge_linear;
 pub mod plan_memory;
+pub mod quantize;
 pub mod select;
 
 use petgraph::stable_graph::NodeIndex;

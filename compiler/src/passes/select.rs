@@ -132,7 +132,7 @@ impl Selection<'_> {
     /// Kernels read views only where they take a distance between rows.
     fn dense_where_needed(&self, call: &Call, i: usize, operand: ValueId) -> Result<(), String> {
         let strided = match call {
-            Call::Gemm { .. } | Call::RmsNorm { .. } => 1,
+            Call::Gemm { .. } | Call::RmsNorm { .. } | Call::QuantizeRows(_) => 1,
             Call::RopeKvWrite { .. } => 3,
             Call::Embed | Call::PagedAttention(_) | Call::LogitStats => 0,
         };

@@ -2,9 +2,14 @@
 
 use crate::common;
 use anyhow::{Context, Result};
+use half::f16;
+use rvllm_compiler::{
+    options::QuantizeChoice,
+    passes::{check as pass_check, quantize::quantize},
+};
 use rvllm_ir::{
     DType,
-    graph::{Call, Graph, Op, interp::Tensor},
+    graph::{Call, Graph, Op, ValueId, interp::Tensor},
 };
 use std::{path::Path, sync::Arc};
 
@@ -34,6 +39,48 @@ fn statistics(outputs: &[Arc<Tensor>]) {
             assert_eq!(block_max.floats()[i * blocks + b], largest);
         }
     }
+}
+
+/// Of logits, relative to the largest, where products are quantised: these models have rows of a few dozen elements.
+const QUANTISED: [(QuantizeChoice, f32); 2] = [(QuantizeChoice::Int8, 0.1), (QuantizeChoice::Int4, 0.6)];
+
+/// Values and scales that an artifact's recipe makes are those that the interpreter computes with.
+fn same_weights(model: &common::Model, graph: &Graph) -> Result<()> {
+    let tensors = model.tensors()?;
+    for n in graph.order() {
+        let (Op::Weight(recipe), value) = (&graph.node(n).op, ValueId { node: n, result: 0 }) else { continue };
+        let ty = graph.tensor(value);
+        let expected = tensors.weight(recipe, ty)?;
+        let made = model.made(&rvllm_compiler::emit_recipe(recipe))?;
+        let found: Vec<f32> = match ty.dtype {
+            DType::I8 => made.iter().map(|b| f32::from(b.cast_signed())).collect(),
+            DType::U4 => made.iter().flat_map(|b| [b & 15, b >> 4].map(f32::from)).collect(),
+            DType::F16 => made.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            _ => continue,
+        };
+        assert_eq!(found, expected.floats(), "{recipe}");
+    }
+    Ok(())
+}
+
+#[test]
+fn quantised_products_stay_near_and_their_weights_are_those_of_the_recipes() -> Result<()> {
+    for (choice, tolerance) in QUANTISED {
+        for dir in common::goldens()? {
+            let model = common::model(&dir)?;
+            let [_, _, fused] = model.graphs(DType::F32)?;
+            let Ok(quantised) = quantize(fused.clone(), choice) else { continue };
+            let quantised = pass_check("quantize", quantised)?;
+            same_weights(&model, &quantised)?;
+            let steps = model.steps(BLOCK_SIZE, QUERY_TILE);
+            let [before, after] = [&fused, &quantised].map(|g| model.interpret(g, &steps, BLOCK_SIZE));
+            for (before, after) in before?.iter().zip(after?) {
+                let found = common::difference(after[0].floats(), before[0].floats());
+                assert!(found > 0.0 && found < tolerance, "{choice} changes logits of {} by {found}", dir.display());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check(dir: &Path) -> Result<()> {

@@ -46,7 +46,7 @@ fn any_not_finite(dtype: DType, bytes: &[u8]) -> bool {
         DType::Bf16 => any(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
         DType::F8e4m3 => any(bytes, |[b]| b & 0x7f == 0x7f),
         DType::F8e5m2 => any(bytes, |[b]| b & 0x7c == 0x7c),
-        DType::I8 | DType::I4 | DType::U8 | DType::I32 => false,
+        DType::I8 | DType::U4 | DType::U8 | DType::I32 => false,
     }
 }
 

@@ -9,7 +9,8 @@ use crate::{
     error::{Error, Result},
     panel,
     plan::DType,
-    recipe::Recipe,
+    quantize::{self, Scheme},
+    recipe::{Part, Recipe},
     source::{Source, TensorType},
 };
 use std::{
@@ -86,6 +87,12 @@ enum Node<'a> {
         casts: Vec<DType>,
     },
     Concat(Vec<Rows<'a>>),
+    /// Of rows in f32.
+    Quantize {
+        scheme: Scheme,
+        part: Part,
+        of: Box<Rows<'a>>,
+    },
     Pack {
         n: u64,
         k: u64,
@@ -115,6 +122,12 @@ impl<'a> Rows<'a> {
             Recipe::Concat(parts) => {
                 let parts = parts.iter().map(|part| Rows::through(part, source, casts.clone()));
                 Rows::concat(parts.collect::<Result<_>>()?)
+            }
+            Recipe::Quantize { to, group, part, of } => {
+                let of = Rows::through(of, source, vec![DType::F32])?;
+                let rows = Rows::quantize(Scheme { to: *to, group: group.map(u64::from) }, *part, of)?;
+                cast_type(rows.ty.dtype, &casts)?;
+                Ok(rows)
             }
             Recipe::Pack { n, k, of } => Rows::pack(u64::from(*n), u64::from(*k), Rows::through(of, source, casts)?),
             Recipe::Blocks { k, matrices, of } => {
@@ -147,12 +160,29 @@ impl<'a> Rows<'a> {
         Rows::new(ty, Node::Concat(parts))
     }
 
+    fn quantize(scheme: Scheme, part: Part, of: Rows<'a>) -> Result<Rows<'a>> {
+        let [rows, columns] = of.ty.shape[..] else {
+            return Err(Error::Recipe(format!("quantisation of {}, expected two dimensions", of.ty)));
+        };
+        let group = scheme.group.unwrap_or(columns);
+        if group == 0 || columns % group != 0 {
+            return Err(Error::Recipe(format!("quantisation of {}, expected a multiple of {group} columns", of.ty)));
+        }
+        let ty = match (part, scheme.group) {
+            (Part::Values, _) => TensorType { dtype: scheme.to, shape: vec![rows, columns] },
+            (Part::Scales, None) => TensorType { dtype: DType::F32, shape: vec![rows] },
+            (Part::Scales, Some(_)) => TensorType { dtype: DType::F16, shape: vec![rows, columns / group] },
+        };
+        Rows::new(ty, Node::Quantize { scheme, part, of: Box::new(of) })
+    }
+
     fn pack(n: u64, k: u64, of: Rows<'a>) -> Result<Rows<'a>> {
         let [rows, columns] = of.ty.shape[..] else {
             return Err(Error::Recipe(format!("pack of {}, expected two dimensions", of.ty)));
         };
-        if of.ty.dtype == DType::I4 {
-            return Err(Error::Recipe(format!("pack of {}, expected whole bytes", of.ty)));
+        if of.ty.dtype == DType::U4 && (k % 2 != 0 || columns % k != 0) {
+            let expected = format!("whole runs of {k} columns, an even number");
+            return Err(Error::Recipe(format!("pack of {}, expected {expected}", of.ty)));
         }
         let ty = TensorType { dtype: of.ty.dtype, shape: vec![rows.div_ceil(n), columns.div_ceil(k), n, k] };
         Rows::new(ty, Node::Pack { n, k, of: Box::new(of) })
@@ -161,7 +191,7 @@ impl<'a> Rows<'a> {
     fn blocks(k: u64, matrices: u64, of: Rows<'a>) -> Result<Rows<'a>> {
         let refused = |expected: &str| Error::Recipe(format!("blocks of {}, expected {expected}", of.ty));
         let [rows, columns] = of.ty.shape[..] else { return Err(refused("two dimensions")) };
-        if of.ty.dtype == DType::I4 {
+        if of.ty.dtype == DType::U4 {
             return Err(refused("whole bytes"));
         }
         if rows % matrices != 0 {
@@ -242,6 +272,7 @@ impl<'a> Rows<'a> {
                 Ok(())
             }
             Node::Concat(parts) => fill_concat(parts, rows, out),
+            Node::Quantize { scheme, part, of } => self.fill_quantized(*scheme, *part, of, rows, out),
             Node::Pack { n, k, of } => self.fill_panels(*n, *k, of, rows, out),
             Node::Blocks { matrices, of } => self.fill_blocks(*matrices, of, rows, out),
         }
@@ -268,14 +299,34 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
+    fn fill_quantized(
+        &self,
+        scheme: Scheme,
+        part: Part,
+        of: &Rows<'_>,
+        rows: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let mut numbers = vec![0; of.row_bytes as usize];
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.row_bytes as usize)) {
+            of.fill(row, &mut numbers)?;
+            quantize::row(scheme, part, &numbers, out)
+                .map_err(|problem| Error::Recipe(format!("{}: {problem}", of.ty)))?;
+        }
+        Ok(())
+    }
+
     fn fill_panels(&self, n: u64, k: u64, of: &Rows<'_>, panels: Range<u64>, out: &mut [u8]) -> Result<()> {
-        let width = self.ty.dtype.bits() as usize / 8;
+        let unit = k as usize * self.ty.dtype.bits() as usize / 8;
         let mut buffer = vec![0; (n.min(of.len()) * of.row_bytes) as usize];
         for (panel, out) in panels.zip(out.chunks_exact_mut(self.row_bytes as usize)) {
             let rows = n.min(of.len() - panel * n);
             let dense = &mut buffer[..(rows * of.row_bytes) as usize];
             of.fill(panel * n, dense)?;
-            panel::pack(dense, of.row_bytes as usize, n as usize, k as usize * width, out);
+            if self.ty.dtype == DType::U4 {
+                panel::deal(dense, unit);
+            }
+            panel::pack(dense, of.row_bytes as usize, n as usize, unit, out);
         }
         Ok(())
     }

@@ -134,7 +134,7 @@ pub(crate) fn stored(ty: &TensorType) -> Option<(Dtype, Vec<usize>)> {
         DType::I8 => Dtype::I8,
         DType::U8 => Dtype::U8,
         DType::I32 => Dtype::I32,
-        DType::I4 => return Some((Dtype::U8, vec![usize::try_from(ty.bytes()?).ok()?])),
+        DType::U4 => return Some((Dtype::U8, vec![usize::try_from(ty.bytes()?).ok()?])),
     };
     Some((dtype, ty.shape.iter().map(|d| usize::try_from(*d).ok()).collect::<Option<_>>()?))
 }

@@ -46,6 +46,7 @@ pub mod open;
 mod panel;
 pub mod parsers;
 pub mod plan;
+mod quantize;
 pub mod recipe;
 pub mod source;
 pub mod stream;

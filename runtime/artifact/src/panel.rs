@@ -29,6 +29,19 @@ pub(crate) fn pack(dense: &[u8], row_bytes: usize, n: usize, unit: usize, panel:
     }
 }
 
+/// Deals the nibbles of each run of `unit` bytes anew: of its numbers, which lie low nibble first, the first half goes
+/// to the low nibbles and the second half to the high ones.
+pub(crate) fn deal(dense: &mut [u8], unit: usize) {
+    let mut numbers = vec![0; 2 * unit];
+    for run in dense.chunks_exact_mut(unit) {
+        for (pair, byte) in numbers.as_chunks_mut().0.iter_mut().zip(&*run) {
+            *pair = [byte & 15, byte >> 4];
+        }
+        let (low, high) = numbers.split_at(unit);
+        run.iter_mut().zip(low.iter().zip(high)).for_each(|(byte, (low, high))| *byte = low | high << 4);
+    }
+}
+
 fn transpose<const UNIT: usize>(dense: &[u8], row_bytes: usize, n: usize, panel: &mut [u8]) {
     let (units, groups) = (panel.as_chunks_mut::<UNIT>().0, row_bytes / UNIT);
     for first in (0..groups).step_by(BLOCK) {

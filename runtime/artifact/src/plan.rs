@@ -15,7 +15,7 @@ pub enum DType {
     F8e4m3,
     F8e5m2,
     I8,
-    I4,
+    U4,
     U8,
     I32,
 }
@@ -27,7 +27,7 @@ impl DType {
             DType::F32 | DType::I32 => 32,
             DType::F16 | DType::Bf16 => 16,
             DType::F8e4m3 | DType::F8e5m2 | DType::I8 | DType::U8 => 8,
-            DType::I4 => 4,
+            DType::U4 => 4,
         }
     }
 
@@ -40,7 +40,7 @@ impl DType {
             DType::F8e4m3 => "f8e4m3",
             DType::F8e5m2 => "f8e5m2",
             DType::I8 => "i8",
-            DType::I4 => "i4",
+            DType::U4 => "u4",
             DType::U8 => "u8",
             DType::I32 => "i32",
         }

@@ -14,6 +14,18 @@ pub enum Recipe {
     Concat(Vec<Recipe>),
     /// Another element type, rounded to nearest even.
     Cast(DType, Box<Recipe>),
+    /// What `[N, K]` is quantised to, row by row: with a `group`, unsigned values around the middle of their range and an
+    /// f16 scale for so many columns; else values and one f32 scale a row.
+    Quantize {
+        /// Element type of the values: i8 for rows, u4 or u8 for groups.
+        to: DType,
+        /// Columns that share a scale.
+        group: Option<u32>,
+        /// What is made.
+        part: Part,
+        /// The tensor to quantise.
+        of: Box<Recipe>,
+    },
     /// `[N, K]` into `[ceil(N/n)][ceil(K/k)][n][k]`, zero padded.
     Pack {
         /// Rows of a panel.
@@ -44,8 +56,20 @@ pub enum Recipe {
     },
 }
 
+/// One of the two tensors that a matrix is quantised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// `[N, K]`.
+    Values,
+    /// `[N]f32`, or `[N, K/group]f16`.
+    Scales,
+}
+
 /// Deepest nesting of a recipe.
 const MAX_DEPTH: usize = 16;
+/// Columns that may share a scale.
+const GROUP: std::ops::RangeInclusive<u32> = 2..=4096;
 /// Largest panel: rows, and adjacent k values.
 const MAX_PANEL: u32 = 4096;
 /// Pieces of a block's row that are permuted, and rows of one matrix next to each other.
@@ -66,6 +90,17 @@ impl Recipe {
             Recipe::Concat(parts) if parts.is_empty() => Err("concat of nothing".into()),
             Recipe::Concat(parts) => parts.iter().try_for_each(|part| part.check_below(below)),
             Recipe::Cast(_, of) => of.check_below(below),
+            Recipe::Quantize { to, group, of, .. } => {
+                let known = match group {
+                    None => *to == DType::I8,
+                    Some(n) => matches!(to, DType::U4 | DType::U8) && GROUP.contains(n) && n.is_multiple_of(2),
+                };
+                if !known {
+                    let rule = "rows to i8, or groups of 2 to 4096, an even number, to u4 or u8";
+                    return Err(format!("quantisation of {group:?} columns to {to}, expected {rule}"));
+                }
+                of.check_below(below)
+            }
             Recipe::Pack { n, k, of } => {
                 let sane = |extent: u32| (1..=MAX_PANEL).contains(&extent);
                 if !sane(*n) || !sane(*k) {
@@ -93,7 +128,9 @@ impl Recipe {
         match self {
             Recipe::Tensor(name) => vec![name],
             Recipe::Concat(parts) => parts.iter().flat_map(Recipe::sources).collect(),
-            Recipe::Cast(_, of) | Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => of.sources(),
+            Recipe::Cast(_, of) | Recipe::Quantize { of, .. } | Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => {
+                of.sources()
+            }
             Recipe::RopeTable { .. } => vec![],
         }
     }

@@ -11,7 +11,7 @@ pub fn numbers(bytes: &[u8], dtype: DType) -> Vec<f32> {
         DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
         DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
         DType::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b) as f32).collect(),
-        DType::F8e4m3 | DType::F8e5m2 | DType::I8 | DType::I4 | DType::U8 => {
+        DType::F8e4m3 | DType::F8e5m2 | DType::I8 | DType::U4 | DType::U8 => {
             bytes.iter().map(|b| f32::from(*b)).collect()
         }
     }

@@ -182,7 +182,7 @@ fn text(random: &mut Random) -> Value {
         "P",
         "bf16",
         "f32",
-        "i4",
+        "u4",
         "../x",
         "weights/model.safetensors",
         "1.0",

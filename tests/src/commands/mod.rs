@@ -10,6 +10,7 @@ mod mlir;
 mod parse;
 mod passes;
 mod plan;
+mod quantize;
 mod run;
 mod select;
 mod verify;
@@ -23,6 +24,7 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "interp", check: Check::Output(interp::run) },
     Command { name: "merge", check: Check::Output(merge::run) },
     Command { name: "fuse", check: Check::Output(fuse::run) },
+    Command { name: "quantize", check: Check::Output(quantize::run) },
     Command { name: "bucket", check: Check::Output(bucket::run) },
     Command { name: "select", check: Check::Output(select::run) },
     Command { name: "plan", check: Check::Output(plan::run) },

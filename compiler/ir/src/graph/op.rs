@@ -112,13 +112,54 @@ pub struct Epilogue {
 /// Columns of logits that share one of [`Call::LogitStats`]'s block maxima.
 pub const STATS_BLOCK: usize = 256;
 
+/// How rows of activations are quantised: each to values of one scale, the row's largest magnitude over the type's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Quantize {
+    /// Element type of the values.
+    pub to: DType,
+    /// Columns whose values are also summed up, for weights that are unsigned; a divisor of the row's length.
+    pub group: Option<usize>,
+}
+
+impl Quantize {
+    /// How many tensors it makes: values, scales, and the groups' sums.
+    pub fn results(self) -> usize {
+        2 + usize::from(self.group.is_some())
+    }
+}
+
+/// Which scales the operands of a product come with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Scales {
+    /// None: they are numbers.
+    #[default]
+    None,
+    /// One for each row of x and one for each row of the weight; both hold values of one type.
+    Rows,
+    /// One for each row of x, and one for so many columns of a row of the weight, which holds unsigned values: what stands
+    /// for zero is the middle of their range.
+    Groups(usize),
+}
+
+impl Scales {
+    /// How many operands they are.
+    pub fn operands(self) -> usize {
+        match self {
+            Scales::None => 0,
+            Scales::Rows => 2,
+            Scales::Groups(_) => 3,
+        }
+    }
+}
+
 /// A call of one kernel: what `fuse` makes of the tensor operations.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Call {
     /// `(table [V, H], token_ids [T]) -> [T, H]`.
     Embed,
     /// `(x, residual?, weight [H], indices [L]?) -> (normed, sum?)`: `sum = x + residual` where `residual`,
-    /// else only `normed` of `x`; where `rows`, row `i` of the results is that of row `indices[i]`.
+    /// else only `normed` of `x`; where `rows`, row `i` of the results is that of row `indices[i]`; where `quantize`, what
+    /// [`Call::QuantizeRows`] makes of `normed` stands in its place.
     RmsNorm {
         /// Added to the mean of squares.
         eps: f32,
@@ -126,11 +167,19 @@ pub enum Call {
         residual: bool,
         /// Whether rows are picked by indices.
         rows: bool,
+        /// How `normed` is quantised, where it is.
+        quantize: Option<Quantize>,
     },
-    /// `(x [.., K], weight [N, K], bias?, residual?) -> [.., N or N/2]`, in `out`.
+    /// `(x [.., K]) -> (values [.., K], scale [..]f32, sums [.., K/group]f32?)`: `x ≈ values * scale`.
+    QuantizeRows(Quantize),
+    /// `(x [.., K], weight [N, K], bias?, residual?, scales..) -> [.., N or N/2]`, in `out`. The scales are
+    /// `x_scale [..]f32, weight_scale [N]f32` with [`Scales::Rows`]; `x_scale, weight_scale [N, K/group]f16,
+    /// x_sums [.., K/group]f32` with [`Scales::Groups`].
     Gemm {
         /// What happens before the store.
         epilogue: Epilogue,
+        /// Which scales the operands come with.
+        scales: Scales,
         /// Element type of the result.
         out: DType,
     },
@@ -157,6 +206,7 @@ impl Call {
         match self {
             Call::Embed => "embed",
             Call::RmsNorm { .. } => "rms_norm",
+            Call::QuantizeRows(_) => "quantize_rows",
             Call::Gemm { .. } => "gemm",
             Call::RopeKvWrite { .. } => "rope_kv_write",
             Call::PagedAttention(_) => "paged_attention",

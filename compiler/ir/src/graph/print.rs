@@ -3,7 +3,7 @@
 //! One statement per line, in dependency order, result types always written:
 //! `y = linear x, w, b {parallel = cols} : [T, 4096]bf16`. A call's operands stand in parentheses.
 
-use super::{Attention, Call, Epilogue, Graph, Op, Parallel, ValueId};
+use super::{Attention, Call, Epilogue, Graph, Op, Parallel, Quantize, Scales, ValueId};
 use crate::types::DType;
 use petgraph::graph::NodeIndex;
 use std::fmt;
@@ -62,13 +62,15 @@ fn attributes(op: &Op) -> Vec<String> {
 fn call_attributes(call: &Call) -> Vec<String> {
     match call {
         Call::Embed | Call::LogitStats => vec![],
-        Call::RmsNorm { eps, residual, rows } => {
+        Call::RmsNorm { eps, residual, rows, quantize: how } => {
             let mut attrs = vec![format!("eps = {eps:?}")];
             attrs.extend(residual.then(|| "residual".to_string()));
             attrs.extend(rows.then(|| "rows".to_string()));
+            attrs.extend(how.iter().flat_map(|how| quantize(*how)));
             attrs
         }
-        Call::Gemm { epilogue, out } => gemm(*epilogue, *out),
+        Call::QuantizeRows(how) => quantize(*how),
+        Call::Gemm { epilogue, scales, out } => gemm(*epilogue, *scales, *out),
         Call::RopeKvWrite { attention, qk_norm, rope_dim } => {
             let mut attrs = attend(attention);
             attrs.extend(qk_norm.map(|eps| format!("qk_norm = {eps:?}")));
@@ -88,11 +90,21 @@ fn linear(parallel: Parallel, out: Option<DType>) -> Vec<String> {
     parallel.into_iter().chain(out.map(|d| format!("out = {d}"))).collect()
 }
 
-fn gemm(epilogue: Epilogue, out: DType) -> Vec<String> {
+fn quantize(how: Quantize) -> Vec<String> {
+    let Quantize { to, group } = how;
+    [format!("to = {to}")].into_iter().chain(group.map(|n| format!("group = {n}"))).collect()
+}
+
+fn gemm(epilogue: Epilogue, scales: Scales, out: DType) -> Vec<String> {
     let Epilogue { bias, silu_mul, residual } = epilogue;
     let flags = [(bias, "bias"), (silu_mul, "silu_mul"), (residual, "residual")];
     let flags = flags.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_string());
-    flags.chain([format!("out = {out}")]).collect()
+    let scales = match scales {
+        Scales::None => None,
+        Scales::Rows => Some("scales = rows".to_string()),
+        Scales::Groups(n) => Some(format!("scales = {n}")),
+    };
+    flags.chain(scales).chain([format!("out = {out}")]).collect()
 }
 
 fn attend(a: &Attention) -> Vec<String> {

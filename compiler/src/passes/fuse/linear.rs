@@ -4,7 +4,7 @@ use super::{first, forget_name, only_for, op, replace_by_call};
 use petgraph::stable_graph::NodeIndex;
 use rvllm_ir::{
     DType,
-    graph::{Call, Epilogue, Graph, Op, ValueId},
+    graph::{Call, Epilogue, Graph, Op, Scales, ValueId},
 };
 
 /// `silu(y[.., ..n]) * y[.., n..]` of one linear `y`. Why: gates and ups meet in registers, and the result is half
@@ -13,7 +13,7 @@ pub(super) fn gated_linears(graph: &mut Graph, n: NodeIndex) -> bool {
     let Some(y) = gated_source(graph, n) else { return false };
     let operands = graph.operands(y.node);
     let epilogue = Epilogue { bias: operands.len() > 2, silu_mul: true, residual: false };
-    let call = Call::Gemm { epilogue, out: graph.tensor(y).dtype };
+    let call = Call::Gemm { epilogue, scales: Scales::None, out: graph.tensor(y).dtype };
     rename(graph, y, first(n));
     replace_by_call(graph, first(n), call, &operands);
     true
@@ -59,7 +59,7 @@ pub(super) fn linear_residual(graph: &mut Graph, n: NodeIndex) -> bool {
     let mut operands = graph.operands(y.node);
     let epilogue = Epilogue { bias: operands.len() > 2, silu_mul: false, residual: true };
     operands.push(residual);
-    let call = Call::Gemm { epilogue, out: graph.tensor(y).dtype };
+    let call = Call::Gemm { epilogue, scales: Scales::None, out: graph.tensor(y).dtype };
     rename(graph, y, first(n));
     replace_by_call(graph, first(n), call, &operands);
     true
@@ -73,7 +73,7 @@ pub(super) fn linear(graph: &mut Graph, n: NodeIndex) -> bool {
     let operands = graph.operands(n);
     let epilogue = Epilogue { bias: operands.len() > 2, silu_mul: false, residual: false };
     let out: DType = graph.tensor(first(n)).dtype;
-    replace_by_call(graph, first(n), Call::Gemm { epilogue, out }, &operands);
+    replace_by_call(graph, first(n), Call::Gemm { epilogue, scales: Scales::None, out }, &operands);
     true
 }
 

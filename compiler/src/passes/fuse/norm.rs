@@ -11,7 +11,12 @@ pub(super) fn norm_of_rows(graph: &mut Graph, n: NodeIndex) -> bool {
         return false;
     }
     let [x, indices] = graph.operands(rows.node)[..] else { return false };
-    replace_by_call(graph, first(n), Call::RmsNorm { eps, residual: false, rows: true }, &[x, weight, indices]);
+    replace_by_call(
+        graph,
+        first(n),
+        Call::RmsNorm { eps, residual: false, rows: true, quantize: None },
+        &[x, weight, indices],
+    );
     true
 }
 
@@ -22,7 +27,13 @@ pub(super) fn norm_of_sum(graph: &mut Graph, n: NodeIndex) -> bool {
     let operands = [*x, *residual, weight];
     let loc = graph.node(n).loc.clone();
     let names = [forget_name(graph, first(n)), forget_name(graph, sum)];
-    let node = add(graph, Op::Call(Call::RmsNorm { eps, residual: true, rows: false }), &operands, &names, loc);
+    let node = add(
+        graph,
+        Op::Call(Call::RmsNorm { eps, residual: true, rows: false, quantize: None }),
+        &operands,
+        &names,
+        loc,
+    );
     graph.replace(first(n), first(node));
     graph.replace(sum, ValueId { node, result: 1 });
     true
@@ -31,7 +42,7 @@ pub(super) fn norm_of_sum(graph: &mut Graph, n: NodeIndex) -> bool {
 /// A norm alone. Why: its input has other readers, or comes from a kernel that ends in another epilogue.
 pub(super) fn norm(graph: &mut Graph, n: NodeIndex) -> bool {
     let Some((eps, x, weight)) = norm_operands(graph, n) else { return false };
-    replace_by_call(graph, first(n), Call::RmsNorm { eps, residual: false, rows: false }, &[x, weight]);
+    replace_by_call(graph, first(n), Call::RmsNorm { eps, residual: false, rows: false, quantize: None }, &[x, weight]);
     true
 }
 

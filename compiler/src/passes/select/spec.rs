@@ -5,7 +5,7 @@ use crate::passes::bucket::bucket;
 use petgraph::stable_graph::NodeIndex;
 use rvllm_ir::{
     DType, Dim, Sym, TensorType,
-    graph::{Attention, Call, Epilogue, ValueId},
+    graph::{Attention, Call, Epilogue, Scales, ValueId},
     tile::{MemLayout, PAD_ROWS},
 };
 use rvllm_kernels::{Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, RmsNorm, RopeKvWrite, Spec, Split};
@@ -23,9 +23,12 @@ impl Selection<'_> {
     /// What `call` at node `n` launches, by rising bound; the last has none.
     pub(super) fn choices(&mut self, n: NodeIndex, call: &Call) -> Result<Vec<Choice>, String> {
         let spec = match call {
-            Call::Gemm { epilogue, out } => return self.gemm(n, *epilogue, *out),
+            Call::Gemm { epilogue, scales: Scales::None, out } => return self.gemm(n, *epilogue, *out),
+            Call::Gemm { .. } | Call::QuantizeRows(_) | Call::RmsNorm { quantize: Some(_), .. } => {
+                return Err(format!("target {} has no kernel for quantised values", self.target.name));
+            }
             Call::Embed => self.embed(n)?,
-            Call::RmsNorm { eps, residual, rows } => self.rms_norm(n, *eps, *residual, *rows)?,
+            Call::RmsNorm { eps, residual, rows, quantize: None } => self.rms_norm(n, *eps, *residual, *rows)?,
             Call::RopeKvWrite { attention, qk_norm, rope_dim } => {
                 self.rope_kv_write(n, attention, *qk_norm, *rope_dim)?
             }

@@ -45,7 +45,7 @@ fn naive(recipe: &Recipe, tensors: &Tensors) -> (Vec<u64>, Vec<f32>) {
             };
             (vec![u64::from(*positions), 2, inv_freq.len() as u64], (0..*positions).flat_map(row).collect())
         }
-        Recipe::Cast(..) => panic!("only casts to bf16 are made here"),
+        Recipe::Cast(..) | Recipe::Quantize { .. } => panic!("only casts to bf16 are made here"),
     }
 }
 

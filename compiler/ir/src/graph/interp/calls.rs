@@ -3,16 +3,17 @@
 use super::{
     Error, KvState, Tensor,
     attention::{self, Ragged, index},
-    math, ops,
+    math, ops, quantize,
 };
-use crate::graph::{Attention, Call, Epilogue, op::STATS_BLOCK};
+use crate::graph::{Attention, Call, Epilogue, Quantize, Scales, op::STATS_BLOCK};
 
 /// Results of `call`; as [`ops::evaluate`]: the graph is legal, KV operands are left out.
 pub(super) fn evaluate(call: &Call, operands: &[&Tensor], kv: &mut KvState) -> Result<Vec<Tensor>, Error> {
     match call {
         Call::Embed => Ok(vec![ops::gather(operands[0], operands[1])?]),
-        Call::RmsNorm { eps, residual, rows } => rms_norm(operands, *eps, *residual, *rows),
-        Call::Gemm { epilogue, .. } => Ok(vec![gemm(operands, *epilogue)]),
+        Call::RmsNorm { eps, residual, rows, quantize } => rms_norm(operands, *eps, *residual, *rows, *quantize),
+        Call::QuantizeRows(how) => Ok(quantize::rows(operands[0], *how)),
+        Call::Gemm { epilogue, scales, .. } => Ok(vec![gemm(operands, *epilogue, *scales)]),
         Call::RopeKvWrite { attention, qk_norm, rope_dim } => {
             rope_kv_write(attention, *qk_norm, *rope_dim, operands, kv)
         }
@@ -21,7 +22,13 @@ pub(super) fn evaluate(call: &Call, operands: &[&Tensor], kv: &mut KvState) -> R
     }
 }
 
-fn rms_norm(operands: &[&Tensor], eps: f32, residual: bool, rows: bool) -> Result<Vec<Tensor>, Error> {
+fn rms_norm(
+    operands: &[&Tensor],
+    eps: f32,
+    residual: bool,
+    rows: bool,
+    quantize: Option<Quantize>,
+) -> Result<Vec<Tensor>, Error> {
     let weight = 1 + usize::from(residual);
     let mut sum = operands[0].clone();
     if residual {
@@ -31,12 +38,26 @@ fn rms_norm(operands: &[&Tensor], eps: f32, residual: bool, rows: bool) -> Resul
         sum = ops::rows(&sum, operands[weight + 1])?;
     }
     let normed = Tensor::f32(&sum.dims, math::rms_norm(sum.floats(), operands[weight].floats(), eps));
-    Ok(if residual { vec![normed, sum] } else { vec![normed] })
+    let mut results = match quantize {
+        Some(how) => quantize::rows(&normed, how),
+        None => vec![normed],
+    };
+    results.extend(residual.then_some(sum));
+    Ok(results)
 }
 
-fn gemm(operands: &[&Tensor], e: Epilogue) -> Tensor {
+fn gemm(operands: &[&Tensor], e: Epilogue, scales: Scales) -> Tensor {
+    let (numbers, scale) = operands.split_at(operands.len() - scales.operands());
     let bias = e.bias.then(|| operands[2]);
-    let mut y = ops::linear(operands[0], operands[1], bias);
+    let (x, w) = (numbers[0], numbers[1]);
+    let mut y = match scales {
+        Scales::None => ops::linear(x, w, bias),
+        Scales::Rows | Scales::Groups(_) => {
+            let group = if let Scales::Groups(n) = scales { n } else { w.last() };
+            let [x, w] = [(x, x.last(), scale[0]), (w, group, scale[1])].map(|(v, n, s)| quantize::numbers(v, n, s));
+            ops::linear(&x, &w, bias)
+        }
+    };
     if e.silu_mul {
         y = silu_mul(&y);
     }

@@ -11,6 +11,7 @@ mod calls;
 mod kv;
 mod math;
 mod ops;
+mod quantize;
 mod step;
 mod tensor;
 #[cfg(test)]
@@ -120,7 +121,8 @@ impl Frame<'_> {
                     self.graph.operands(index).iter().filter_map(|v| self.values.get(v).cloned()).collect();
                 let operands: Vec<&Tensor> = operands.iter().map(Arc::as_ref).collect();
                 let results = ops::evaluate(op, &operands, self.step, self.kv)?;
-                results.into_iter().map(|t| Arc::new(self.rounded(index, t))).collect()
+                let types = node.results.iter().filter_map(|r| r.ty.tensor());
+                results.into_iter().zip(types).map(|(t, ty)| Arc::new(t.rounded(ty.dtype))).collect()
             }
         };
         let tensors = node.results.iter().enumerate().filter(|(_, r)| r.ty.tensor().is_some());
@@ -128,15 +130,6 @@ impl Frame<'_> {
             self.define(ValueId { node: index, result: result as u32 }, tensor)?;
         }
         Ok(())
-    }
-
-    /// `tensor` in the element type of the node's results.
-    fn rounded(&self, index: NodeIndex, tensor: Tensor) -> Tensor {
-        let ty = self.graph.node(index).results.iter().find_map(|r| r.ty.tensor());
-        match ty {
-            Some(ty) => tensor.rounded(ty.dtype),
-            None => tensor,
-        }
     }
 
     fn define(&mut self, value: ValueId, tensor: Arc<Tensor>) -> Result<(), Error> {

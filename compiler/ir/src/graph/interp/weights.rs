@@ -1,6 +1,6 @@
 //! Recipes on tensors in memory.
 
-use super::{Error, Tensor};
+use super::{Error, Tensor, quantize};
 use crate::{
     recipe::Recipe,
     types::{DType, TensorType},
@@ -55,6 +55,11 @@ impl Checkpoint {
                 let of = self.evaluate(of)?;
                 if of.dtype == *dtype { Ok(of) } else { Ok(Arc::new(Tensor::clone(&of).rounded(*dtype))) }
             }
+            Recipe::Quantize { to, group, part, of } => {
+                let of = self.evaluate(of)?;
+                let made = quantize::weight(&of, *to, *group, *part);
+                made.map(Arc::new).ok_or_else(|| error(recipe, misfit(&[of])))
+            }
             Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => self.evaluate(of),
             Recipe::RopeTable { rope, positions } => {
                 let dims = [*positions, 2, rope.dim / 2];
@@ -70,7 +75,7 @@ fn error(recipe: &Recipe, message: String) -> Error {
 
 fn misfit(parts: &[Arc<Tensor>]) -> String {
     let types: Vec<String> = parts.iter().map(|p| format!("{:?}{}", p.dims, p.dtype)).collect();
-    format!("{} do not join along dim 0", types.join(" and "))
+    format!("{} do not fit it", types.join(" and "))
 }
 
 /// Along dimension 0, where the rest agrees.

@@ -2,7 +2,7 @@
 
 use crate::{
     diag::Loc,
-    graph::{Attention, Call, Epilogue, Input, Op, Parallel},
+    graph::{Attention, Call, Epilogue, Input, Op, Parallel, Quantize, Scales},
     recipe::Recipe,
     rope::Rope,
     text::{Attrs, Cursor, Read, Token},
@@ -76,6 +76,7 @@ fn call<'a>(c: &mut Cursor<'a>) -> Read<(Op, Vec<Operand<'a>>)> {
     let call = match kernel {
         "embed" => Call::Embed,
         "rms_norm" => rms_norm(&mut attrs)?,
+        "quantize_rows" => Call::QuantizeRows(quantize(&mut attrs)?.ok_or_else(|| missing_to(at))?),
         "gemm" => gemm(&mut attrs)?,
         "rope_kv_write" => rope_kv_write(&mut attrs)?,
         "paged_attention" => Call::PagedAttention(attention(&mut attrs)?),
@@ -108,12 +109,32 @@ fn attention(a: &mut Attrs<'_>) -> Read<Attention> {
 }
 
 fn rms_norm(a: &mut Attrs<'_>) -> Read<Call> {
-    Ok(Call::RmsNorm { eps: a.required("eps")?, residual: a.flag("residual")?, rows: a.flag("rows")? })
+    let (eps, residual, rows) = (a.required("eps")?, a.flag("residual")?, a.flag("rows")?);
+    Ok(Call::RmsNorm { eps, residual, rows, quantize: quantize(a)? })
+}
+
+fn missing_to(at: Loc) -> crate::Diagnostic {
+    crate::Diagnostic::new("attribute `to` is missing", Some(at))
+}
+
+/// How rows are quantised, where `to` is there.
+fn quantize(a: &mut Attrs<'_>) -> Read<Option<Quantize>> {
+    let Some(to) = a.dtype("to")? else { return Ok(None) };
+    Ok(Some(Quantize { to, group: a.optional("group")? }))
+}
+
+/// `rows`, or the columns that share a scale.
+fn scales(a: &mut Attrs<'_>) -> Read<Scales> {
+    let read = |s: &str| match s {
+        "rows" => Some(Scales::Rows),
+        columns => columns.parse().ok().map(Scales::Groups),
+    };
+    Ok(a.optional_with("scales", read)?.unwrap_or_default())
 }
 
 fn gemm(a: &mut Attrs<'_>) -> Read<Call> {
     let epilogue = Epilogue { bias: a.flag("bias")?, silu_mul: a.flag("silu_mul")?, residual: a.flag("residual")? };
-    Ok(Call::Gemm { epilogue, out: a.required_dtype("out")? })
+    Ok(Call::Gemm { epilogue, scales: scales(a)?, out: a.required_dtype("out")? })
 }
 
 fn rope_kv_write(a: &mut Attrs<'_>) -> Read<Call> {

@@ -6,22 +6,23 @@ use super::{
 };
 use crate::{
     expr::Sym,
-    graph::{Attention, Call, Epilogue, ValueType, op::STATS_BLOCK},
+    graph::{Attention, Call, Epilogue, Quantize, Scales, ValueType, op::STATS_BLOCK},
     types::{DType, Dim, TensorType},
 };
 
 pub(super) fn infer(call: &Call, o: Operands<'_>) -> Inferred {
     match call {
         Call::Embed => gather(o),
-        Call::RmsNorm { residual, rows, .. } => rms_norm(o, *residual, *rows),
-        Call::Gemm { epilogue, out } => gemm(o, *epilogue, *out),
+        Call::RmsNorm { residual, rows, quantize, .. } => rms_norm(o, *residual, *rows, *quantize),
+        Call::QuantizeRows(how) => o.count(1).and_then(|()| quantized(o, o.numbers(0, "x")?, *how)),
+        Call::Gemm { epilogue, scales, out } => gemm(o, *epilogue, *scales, *out),
         Call::RopeKvWrite { attention, qk_norm, rope_dim } => rope_kv_write(o, attention, qk_norm.is_some(), *rope_dim),
         Call::PagedAttention(attention) => paged_attention(o, attention),
         Call::LogitStats => logit_stats(o),
     }
 }
 
-fn rms_norm(o: Operands<'_>, residual: bool, rows: bool) -> Inferred {
+fn rms_norm(o: Operands<'_>, residual: bool, rows: bool, quantize: Option<Quantize>) -> Inferred {
     let weight = 1 + usize::from(residual);
     o.count(weight + 1 + usize::from(rows))?;
     let x = o.numbers(0, "x")?;
@@ -33,13 +34,47 @@ fn rms_norm(o: Operands<'_>, residual: bool, rows: bool) -> Inferred {
     if rows {
         y.dims[0] = o.indices(weight + 1, "indices")?;
     }
-    Ok(vec![ValueType::Tensor(y); weight])
+    let mut results = match quantize {
+        Some(how) => quantized(o, &y, how)?,
+        None => vec![ValueType::Tensor(y.clone())],
+    };
+    results.extend(residual.then_some(ValueType::Tensor(y)));
+    Ok(results)
 }
 
-fn gemm(o: Operands<'_>, e: Epilogue, out: DType) -> Inferred {
+/// What rows of `x` are quantised to.
+fn quantized(o: Operands<'_>, x: &TensorType, how: Quantize) -> Inferred {
+    let Quantize { to, group } = how;
+    if !matches!(to, DType::I8 | DType::F8e4m3) {
+        return Err(format!("`{}` quantises to i8 or f8e4m3, not {to}", o.op));
+    }
+    let columns = o.last(x, "x")?;
+    let rows = &x.dims[..x.rank() - 1];
+    let tensor = |dims: Vec<Dim>, dtype| ValueType::Tensor(TensorType::new(dims, dtype));
+    let mut results = vec![tensor(x.dims.clone(), to), tensor(rows.to_vec(), DType::F32)];
+    if let Some(group) = group {
+        let groups = groups(o, columns, group)?;
+        results.push(tensor([rows, &[Dim::Const(groups)]].concat(), DType::F32));
+    }
+    Ok(results)
+}
+
+/// How many groups `columns` are.
+fn groups(o: Operands<'_>, columns: usize, group: usize) -> Result<usize, String> {
+    match group > 0 && columns.is_multiple_of(group) {
+        true => Ok(columns / group),
+        false => Err(format!("`{}` cannot cut {columns} columns into groups of {group}", o.op)),
+    }
+}
+
+fn gemm(o: Operands<'_>, e: Epilogue, scales: Scales, out: DType) -> Inferred {
     let residual = 2 + usize::from(e.bias);
-    o.count(residual + usize::from(e.residual))?;
-    let mut y = o.product(out, e.bias)?;
+    let end = residual + usize::from(e.residual);
+    o.count(end + scales.operands())?;
+    let mut y = match scales {
+        Scales::None => o.product(out, e.bias)?,
+        Scales::Rows | Scales::Groups(_) => scaled_product(o, e.bias, scales, end, out)?,
+    };
     if e.silu_mul {
         let n = o.last(&y, "the product")?;
         if n % 2 != 0 {
@@ -52,6 +87,42 @@ fn gemm(o: Operands<'_>, e: Epilogue, out: DType) -> Inferred {
         o.exactly(residual, "residual", &y)?;
     }
     Ok(vec![ValueType::Tensor(y)])
+}
+
+/// Type of the product of values, whose scales begin with operand `at`.
+fn scaled_product(o: Operands<'_>, bias: bool, scales: Scales, at: usize, out: DType) -> Result<TensorType, String> {
+    let (x, w) = (o.tensor(0, "x")?, o.tensor(1, "w")?);
+    let (2.., [n, Dim::Const(kw)]) = (x.rank(), &w.dims[..]) else {
+        return Err(format!("`{}` needs values x [.., K] and w [N, K], not {x} and {w}", o.op));
+    };
+    let k = o.last(x, "x")?;
+    if k != *kw {
+        return Err(format!("`{}` contracts x dim {} ({k}) with w dim 1 ({kw})", o.op, x.rank() - 1));
+    }
+    let rows = &x.dims[..x.rank() - 1];
+    o.exactly(at, "x_scale", &TensorType::new(rows.iter().copied(), DType::F32))?;
+    let fits = match scales {
+        Scales::None => false,
+        Scales::Rows => {
+            o.exactly(at + 1, "w_scale", &TensorType::new([*n], DType::F32))?;
+            x.dtype == w.dtype && matches!(x.dtype, DType::I8 | DType::F8e4m3)
+        }
+        Scales::Groups(group) => {
+            let groups = Dim::Const(groups(o, k, group)?);
+            o.exactly(at + 1, "w_scale", &TensorType::new([*n, groups], DType::F16))?;
+            o.exactly(at + 2, "x_sums", &TensorType::new(rows.iter().copied().chain([groups]), DType::F32))?;
+            x.dtype == DType::I8 && matches!(w.dtype, DType::U4 | DType::U8)
+        }
+    };
+    if !fits {
+        return Err(format!("`{}` multiplies values x of {} with w of {}", o.op, x.dtype, w.dtype));
+    }
+    if bias {
+        let b = o.ranked(2, "bias", 1)?;
+        o.exactly(2, "bias", &TensorType::new([*n], b.dtype))?;
+    }
+    let dims = rows.iter().copied().chain([*n]);
+    Ok(TensorType::new(dims, out))
 }
 
 fn rope_kv_write(o: Operands<'_>, a: &Attention, norm: bool, rope_dim: usize) -> Inferred {

@@ -16,7 +16,12 @@ mod tests;
 pub use infer::infer;
 
 use super::{Graph, Input, Op, Use, ValueId, ValueType};
-use crate::{diag::Diagnostic, recipe::Recipe, text, types::DType};
+use crate::{
+    diag::Diagnostic,
+    recipe::{Part, Recipe},
+    text,
+    types::DType,
+};
 use petgraph::{Direction, graph::NodeIndex, visit::EdgeRef};
 use std::collections::{HashMap, HashSet};
 
@@ -182,11 +187,31 @@ fn weight_error(recipe: &Recipe, ty: &ValueType) -> Option<String> {
             let shape = crate::TensorType::new([*positions, 2, rope.dim / 2], DType::F32);
             (shape != *ty).then(|| format!("is {ty} but its recipe gives {shape}"))
         }
+        Recipe::Quantize { to, group, part, .. } => quantized_error(*to, *group, *part, ty),
         Recipe::Pack { .. } | Recipe::Blocks { .. } if ty.rank() != 2 => {
             Some(format!("is {ty}, but only [N, K] tensors are packed"))
         }
         Recipe::Concat(parts) if parts.is_empty() => Some("joins no tensors".to_string()),
         _ => None,
+    }
+}
+
+/// What is wrong with the type of one of the two tensors of a quantised matrix.
+fn quantized_error(to: DType, group: Option<usize>, part: Part, ty: &crate::TensorType) -> Option<String> {
+    let fits = match (group, to) {
+        (None, DType::I8 | DType::F8e4m3) => true,
+        (Some(n), DType::U4 | DType::U8) => n > 0,
+        _ => false,
+    };
+    if !fits {
+        let of = group.map_or("whole rows".to_string(), |n| format!("groups of {n}"));
+        return Some(format!("quantises {of} to {to}: rows go to i8 or f8e4m3, groups to u4 or u8"));
+    }
+    let rank = if part == Part::Scales && group.is_none() { 1 } else { 2 };
+    let uneven = part == Part::Values && group.is_some_and(|n| !ty.last().is_some_and(|k| k.is_multiple_of(n)));
+    match uneven || ty.rank() != rank {
+        true => Some(format!("is {ty}, which its recipe does not give")),
+        false => None,
     }
 }
 
@@ -196,6 +221,8 @@ fn recipe_dtype(recipe: &Recipe) -> Option<DType> {
         Recipe::Tensor(_) => None,
         Recipe::Concat(parts) => parts.iter().find_map(recipe_dtype),
         Recipe::Cast(dtype, _) => Some(*dtype),
+        Recipe::Quantize { to, part: Part::Values, .. } => Some(*to),
+        Recipe::Quantize { group, part: Part::Scales, .. } => Some(group.map_or(DType::F32, |_| DType::F16)),
         Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => recipe_dtype(of),
         Recipe::RopeTable { .. } => Some(DType::F32),
     }

@@ -46,7 +46,7 @@ impl<'a> Operands<'a> {
     /// Operand `i`, a floating-point tensor of rank 1 or more.
     pub(super) fn numbers(&self, i: usize, name: &str) -> Result<&'a TensorType, String> {
         let t = self.tensor(i, name)?;
-        let float = !matches!(t.dtype, DType::I8 | DType::I4 | DType::U8 | DType::I32);
+        let float = !matches!(t.dtype, DType::I8 | DType::U4 | DType::U8 | DType::I32);
         if float && t.rank() > 0 {
             return Ok(t);
         }

@@ -209,7 +209,7 @@ fn data_type(dtype: DType) -> sys::CUtensorMapDataType {
         DType::F16 => T::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         DType::Bf16 => T::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         DType::I32 => T::CU_TENSOR_MAP_DATA_TYPE_INT32,
-        DType::F8e4m3 | DType::F8e5m2 | DType::I8 | DType::I4 | DType::U8 => T::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        DType::F8e4m3 | DType::F8e5m2 | DType::I8 | DType::U4 | DType::U8 => T::CU_TENSOR_MAP_DATA_TYPE_UINT8,
     }
 }
 

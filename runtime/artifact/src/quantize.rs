@@ -1,0 +1,121 @@
+//! Quantisation of weights: rows of f32 numbers to values, or to the scales of the values.
+//!
+//! Invariants: a row's bytes depend on that row alone; numbers that are stored so already (ggml's Q4_0 and Q8_0) keep their
+//! value bit for bit, as the scale with the smallest error has none.
+
+use crate::{plan::DType, recipe::Part};
+use half::f16;
+
+/// Which values, and which numbers share a scale.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scheme {
+    /// Element type of the values.
+    pub(crate) to: DType,
+    /// Columns that share a scale; a whole row where absent.
+    pub(crate) group: Option<u64>,
+}
+
+/// Largest value of an i8, of either sign.
+const I8: f32 = 127.0;
+
+/// Makes values or scales of a row, little-endian f32; `out` holds exactly these.
+///
+/// # Errors
+/// A scale that f16 does not hold.
+pub(crate) fn row(scheme: Scheme, part: Part, row: &[u8], out: &mut [u8]) -> Result<(), String> {
+    let numbers: Vec<f32> = row.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    match (scheme.group, scheme.to) {
+        (Some(group), DType::U4) => groups::<8>(&numbers, group as usize, part, out),
+        (Some(group), _) => groups::<128>(&numbers, group as usize, part, out),
+        (None, _) => {
+            whole(&numbers, part, out);
+            Ok(())
+        }
+    }
+}
+
+/// One scale: the largest magnitude becomes the largest value.
+fn whole(numbers: &[f32], part: Part, out: &mut [u8]) {
+    let largest = numbers.iter().fold(0f32, |a, x| a.max(x.abs()));
+    match part {
+        Part::Scales => out.copy_from_slice(&(largest / I8).to_le_bytes()),
+        Part::Values => {
+            let inverse = I8 / largest.max(f32::MIN_POSITIVE);
+            let value = |x: &f32| (x * inverse).round_ties_even().clamp(-128.0, I8) as i8;
+            out.iter_mut().zip(numbers).for_each(|(out, x)| *out = value(x).cast_unsigned());
+        }
+    }
+}
+
+fn groups<const ZERO: i32>(numbers: &[f32], group: usize, part: Part, out: &mut [u8]) -> Result<(), String> {
+    let each = out.len() / (numbers.len() / group).max(1);
+    for (numbers, out) in numbers.chunks_exact(group).zip(out.chunks_exact_mut(each.max(1))) {
+        let scale = best_scale::<ZERO>(numbers);
+        if !scale.is_finite() {
+            return Err("numbers whose scale is larger than f16 holds".into());
+        }
+        match part {
+            Part::Scales => out.copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
+            Part::Values => values::<ZERO>(numbers, scale, out),
+        }
+    }
+    Ok(())
+}
+
+/// Unsigned values around `ZERO`: bytes, or pairs of 4 bits, the first in the low ones.
+fn values<const ZERO: i32>(numbers: &[f32], scale: f32, out: &mut [u8]) {
+    let inverse = inverse(scale);
+    let value = |x: f32| (level::<ZERO>(x, inverse) as i32 + ZERO) as u8;
+    match ZERO {
+        8 => {
+            let pairs = numbers.as_chunks::<2>().0;
+            out.iter_mut().zip(pairs).for_each(|(out, [a, b])| *out = value(*a) | value(*b) << 4);
+        }
+        _ => out.iter_mut().zip(numbers).for_each(|(out, x)| *out = value(*x)),
+    }
+}
+
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+/// The signed level of a number.
+fn level<const ZERO: i32>(x: f32, inverse: f32) -> f32 {
+    (x * inverse).round_ties_even().clamp(-ZERO as f32, (ZERO - 1) as f32)
+}
+
+/// The f16 scale, of those that make an integer of the number of the largest magnitude, with the smallest squared error:
+/// the lowest level first, then the highest of both signs; of equals the first.
+fn best_scale<const ZERO: i32>(numbers: &[f32]) -> f32 {
+    let extreme = numbers.iter().fold(0f32, |a, x| if x.abs() > a.abs() { *x } else { a });
+    let scale = |level: i32| f16::from_f32(extreme / level as f32).to_f32();
+    let mut best = scale(-ZERO);
+    let mut least = error::<ZERO>(numbers, best);
+    let lowest = if ZERO == 8 { 1 } else { ZERO - 1 };
+    for level in (lowest..ZERO).rev().flat_map(|level| [level, -level]) {
+        if least == 0.0 {
+            break;
+        }
+        let other = scale(level);
+        let found = error::<ZERO>(numbers, other);
+        if found < least {
+            (best, least) = (other, found);
+        }
+    }
+    best
+}
+
+/// Squared error, in a fixed order that vector units can follow.
+fn error<const ZERO: i32>(numbers: &[f32], scale: f32) -> f32 {
+    let inverse = inverse(scale);
+    let squared = |x: f32| {
+        let difference = x - level::<ZERO>(x, inverse) * scale;
+        difference * difference
+    };
+    let (lanes, rest) = numbers.as_chunks::<16>();
+    let mut sums = [0f32; 16];
+    for lane in lanes {
+        sums.iter_mut().zip(lane).for_each(|(sum, x)| *sum += squared(*x));
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|x| squared(*x)).sum::<f32>()
+}
