@@ -2,7 +2,7 @@
 //!
 //! Invariants: no work is done here, and no flag is accepted that nothing reads.
 
-use crate::{bench::Bench, run_batch, sampling::Sampling};
+use crate::{bench::Bench, eval::Eval, run_batch, sampling::Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rvllm_engine::DeviceChoice;
 use rvllm_server::{tls::CertReqs, traces::Uri};
@@ -37,6 +37,9 @@ pub enum Command {
     /// Measure a server, or the engine alone
     #[command(subcommand, visible_alias = "benchmark")]
     Bench(Bench),
+    /// Measure how well a model foretells a text
+    #[command(subcommand)]
+    Eval(Eval),
     /// Show what an artifact holds and what memory it needs
     Inspect(Inspect),
     /// Check an artifact: hashes, then its goldens on this machine

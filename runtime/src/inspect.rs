@@ -2,7 +2,7 @@
 //!
 //! Invariants: nothing is loaded but the manifest and the plans, so it is as fast for a large model as for a small one.
 
-use crate::{cli, model::dtype_name};
+use crate::{cli, eval, model::dtype_name};
 use anyhow::{Context, Result};
 use rvllm_artifact::{
     Artifact, cpu,
@@ -12,6 +12,7 @@ use rvllm_artifact::{
 };
 use rvllm_engine::device::cuda;
 use serde::Serialize;
+use serde_json::Value;
 use std::{env, io, io::Write};
 
 /// Runs the command.
@@ -45,6 +46,9 @@ pub struct Report<'a> {
     pub targets: Vec<TargetReport<'a>>,
     /// Memory that the target needs which this machine would choose, or the first.
     pub memory: Memory,
+    /// What `rvllm eval perplexity --store` put there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<Value>,
     /// Every entry of the file.
     pub entries: Vec<Entry<'a>>,
 }
@@ -139,6 +143,7 @@ impl<'a> Report<'a> {
             weights: &manifest.weights,
             targets,
             memory,
+            perplexity: artifact.entry(eval::ENTRY).and_then(|json| serde_json::from_slice(json).ok()),
             entries: artifact.entries().map(|(name, bytes)| Entry { name, bytes }).collect(),
         })
     }

@@ -23,6 +23,7 @@ pub mod destination;
 pub mod drive;
 pub mod encode;
 pub mod error;
+pub mod eval;
 pub mod fingerprint;
 pub mod generate;
 pub mod input;

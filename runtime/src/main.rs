@@ -4,7 +4,7 @@ use clap::Parser;
 use rvllm::{
     bench, chat,
     cli::{self, Cli, Command},
-    error, generate, inspect, model, run_batch, serve, verify,
+    error, eval, generate, inspect, model, run_batch, serve, verify,
 };
 use std::{env, process::ExitCode, time::Instant};
 
@@ -33,6 +33,7 @@ fn run(command: Command, start: Instant) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(&args, start),
         Command::RunBatch(flags) => run_batch::run(&flags),
         Command::Bench(bench) => bench::run(&bench),
+        Command::Eval(eval) => eval::run(&eval),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
     }

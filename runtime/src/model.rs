@@ -40,9 +40,20 @@ impl Session {
 
     /// Loads an artifact.
     pub fn open_artifact(path: &Path, options: &cli::Engine) -> Result<Session> {
+        Self::open_artifact_with(path, options, |_, _| ())
+    }
+
+    /// Loads an artifact with options that `change` has the last word on.
+    pub fn open_artifact_with(
+        path: &Path,
+        options: &cli::Engine,
+        change: impl FnOnce(&Artifact, &mut EngineOptions),
+    ) -> Result<Session> {
         let artifact = Artifact::open(path)?;
         check_dtype(&artifact, options.dtype.as_deref())?;
-        let engine = Engine::load(&artifact, engine_options(options)).map_err(refused)?;
+        let mut options = engine_options(options);
+        change(&artifact, &mut options);
+        let engine = Engine::load(&artifact, options).map_err(refused)?;
         Ok(Session { artifact, engine })
     }
 
@@ -164,7 +175,11 @@ fn is_hub_id(name: &str) -> bool {
     parts.len() <= 2 && parts.into_iter().all(part) && !name.ends_with(".rvllm")
 }
 
-fn resolve(model: &str, options: &cli::Engine, quiet: bool) -> Result<PathBuf> {
+/// The artifact of a name: the file itself, or what the compiler made of the model.
+///
+/// # Errors
+/// There is nothing of this name, or it cannot be compiled.
+pub fn resolve(model: &str, options: &cli::Engine, quiet: bool) -> Result<PathBuf> {
     match tell(model)? {
         Named::Artifact(path) => Ok(path),
         Named::Model(name) => compile_into_cache(&name, options, quiet),

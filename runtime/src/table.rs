@@ -12,6 +12,7 @@ use rvllm_artifact::{
     parsers::{Parsers, ReasoningParser, ToolParser},
     plan::{Expr, Plan, Variant},
 };
+use serde_json::Value;
 use std::fmt::Write;
 
 /// A report as aligned text.
@@ -53,8 +54,23 @@ fn header(report: &Report<'_>) -> String {
         row("weights", weights(report.weights)),
         row("parsers", m.parsers.map_or_else(|| "not recorded".to_string(), parsers)),
     ];
+    let rows = rows.into_iter().chain(report.perplexity.as_ref().map(|p| row("perplexity", perplexity(p))));
     // Without the margin of tables below a heading.
-    columns(rows.into_iter()).lines().map(|l| l.trim_start().to_string() + "\n").collect()
+    columns(rows).lines().map(|l| l.trim_start().to_string() + "\n").collect()
+}
+
+/// What the stored report says first.
+fn perplexity(report: &Value) -> String {
+    let number = |v: &Value, digits| v.as_f64().map_or("?".to_string(), |n| format!("{n:.digits$}"));
+    let of = number(&report["perplexity"], 4);
+    match &report["reference"] {
+        Value::Null => of,
+        reference => format!(
+            "{of}, of the reference {}; KL divergence {}",
+            number(&reference["perplexity"], 4),
+            number(&reference["kl_divergence"]["mean"], 6)
+        ),
+    }
 }
 
 fn parsers(parsers: Parsers) -> String {

@@ -1,9 +1,13 @@
 //! A model compiled for this machine, and requests run through the engine to their end.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rvllm_artifact::Artifact;
 use rvllm_engine::{Engine, EngineOptions, Logprobs, SamplingParams};
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The workspace's root.
 pub fn root() -> PathBuf {
@@ -46,6 +50,15 @@ impl Compiled {
     pub fn engine(&self, options: EngineOptions) -> Result<Engine> {
         Ok(Engine::load(&self.artifact, options)?)
     }
+}
+
+/// The command beside the test binaries: `cargo test --workspace` builds it.
+pub fn command(name: &str) -> Result<Command> {
+    let exe = env::current_exe()?;
+    let dir = exe.parent().and_then(Path::parent).context("test binaries lie in target/PROFILE/deps")?;
+    let path = dir.join(name);
+    ensure!(path.is_file(), "{} is missing · help: cargo build -p rvllm -p rvllm-compiler", path.display());
+    Ok(Command::new(path))
 }
 
 /// The whole answer of one sequence.

@@ -2,11 +2,11 @@
 //! exit code, no panic and no half-written file. `cargo test --test bad_inputs -- --nocapture` prints the table.
 
 use anyhow::{Context, Result, ensure};
-use rvllm_tests::model::root;
+use rvllm_tests::model::{command, root};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Output, Stdio},
     thread,
     time::Duration,
 };
@@ -18,15 +18,6 @@ struct Lab {
 }
 
 const TINY: &str = "tests/goldens/llama-gqa";
-
-/// The command beside the test binaries: `cargo test --workspace` builds it.
-fn command(name: &str) -> Result<Command> {
-    let exe = std::env::current_exe()?;
-    let dir = exe.parent().and_then(Path::parent).context("test binaries lie in target/PROFILE/deps")?;
-    let path = dir.join(name);
-    ensure!(path.is_file(), "{} is missing · help: cargo build -p rvllm -p rvllm-compiler", path.display());
-    Ok(Command::new(path))
-}
 
 impl Lab {
     fn new() -> Result<Lab> {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use golden::{Case, Golden, Greedy};
 use rvllm_compiler::options::DTypeChoice;
 use rvllm_engine::{EngineOptions, Logprobs, SamplingParams};
-use rvllm_tests::model::{Answer, Compiled, answers, greedy, logprob, root};
+use rvllm_tests::model::{Answer, Compiled, answers, command, greedy, logprob, root};
 use serde::Deserialize;
 use std::fs;
 
@@ -253,4 +253,36 @@ fn held_out_perplexity_equals_transformers() -> Result<()> {
 fn sum_logprobs(piece: &[u32], answer: &Answer) -> f64 {
     let at = answer.prompt_logprobs.iter().flatten().chain(&answer.logprobs);
     piece.iter().zip(at).filter_map(|(token, at)| logprob(at, *token)).map(f64::from).sum()
+}
+
+/// The same protocol through the command, in f32 beside bf16, which is put into the artifact.
+#[test]
+fn the_command_reports_perplexity_and_divergence() -> Result<()> {
+    let ((golden, exact), (_, rounded)) = (demo(DTypeChoice::F32)?, demo(DTypeChoice::Bf16)?);
+    let text = root().join("tests/goldens/texts/books_heldout.txt");
+    let eval = || -> Result<Vec<u8>> {
+        let (model, reference) = (rounded.path.as_os_str(), exact.path.as_os_str());
+        let args = ["--ctx-size", "1024", "--chunks", "8", "--store", "--json"];
+        let mut command = command("rvllm")?;
+        let output =
+            command.args(["eval", "perplexity"]).arg(model).arg(&text).args(args).arg("--reference").arg(reference);
+        let output = output.output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(output.stdout)
+    };
+    let first = eval()?;
+    ensure!(first == eval()?, "the same twice is the same report");
+    let report: serde_json::Value = serde_json::from_slice(&first)?;
+    let windows = &golden.perplexity["books_heldout"].first8_window_nll;
+    let theirs = (windows.iter().sum::<f64>() / 8184.0).exp();
+    for ours in [&report["perplexity"], &report["reference"]["perplexity"]] {
+        let ours = ours.as_f64().context("a perplexity")?;
+        ensure!((ours / theirs - 1.0).abs() <= 0.005, "perplexity {ours}, transformers {theirs}");
+    }
+    let kl = report["reference"]["kl_divergence"]["mean"].as_f64().context("a divergence")?;
+    ensure!(kl > 0.0 && kl < 1e-3, "bf16 is {kl} nats from f32");
+    let stored = rvllm_artifact::Artifact::open(&rounded.path)?;
+    stored.verify()?;
+    ensure!(stored.entry("perplexity.json") == Some(&first[..]), "the artifact holds the report");
+    Ok(())
 }

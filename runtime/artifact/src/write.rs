@@ -12,7 +12,7 @@ use crate::{
     execute,
     header::{self, hex},
     manifest::{FORMAT, Manifest},
-    open::MANIFEST,
+    open::{Artifact, MANIFEST},
     plan::Weight,
     source::{Source, TensorType},
 };
@@ -123,6 +123,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Appends a `weights/*.safetensors` entry that another artifact holds, as it is.
+    fn copy(&mut self, entry: &str, bytes: &[u8]) -> Result<()> {
+        self.start(entry, bytes.len() as u64)?;
+        bytes.chunks(CHUNK).try_for_each(|chunk| self.write(chunk))?;
+        self.pending.retain(|name| name != entry);
+        Ok(())
+    }
+
     /// Writes the directory, syncs and moves the file to its path. Returns its size.
     ///
     /// # Errors
@@ -138,6 +146,25 @@ impl Writer {
         let file = file.persist(&path).map_err(|e| failed(&path)(e.error))?;
         sync_directory(&path).map_err(failed(&path))?;
         Ok(file.metadata().map_err(failed(&path))?.len())
+    }
+}
+
+impl Artifact {
+    /// Writes this artifact to `path`, which may be its own, with a small entry added or replaced. Returns its size.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the artifact lacks weights that its manifest names.
+    pub fn with_entry(&self, name: &str, bytes: &[u8], path: &Path) -> Result<u64> {
+        let weights = self.manifest().weights.embedded();
+        let kept = |entry: &str| ![MANIFEST, name].contains(&entry) && !weights.iter().any(|w| w == entry);
+        let names = self.entries().map(|(entry, _)| entry).filter(|entry| kept(entry));
+        let kept = names.filter_map(|entry| Some((entry.to_string(), self.entry(entry)?.to_vec())));
+        let entries: Vec<_> = kept.chain([(name.to_string(), bytes.to_vec())]).collect();
+        let mut writer = Writer::create(path, self.manifest(), &entries)?;
+        for entry in weights {
+            self.entry(entry).map_or(Ok(()), |bytes| writer.copy(entry, bytes))?;
+        }
+        writer.finish()
     }
 }
 

@@ -24,16 +24,32 @@ pub(crate) fn truncate(mut prompt: Vec<u32>, params: &SamplingParams, limits: &L
 
 pub(crate) fn check_prompt(prompt: &[u32], limits: &Limits) -> Result<(), EngineError> {
     let Limits { vocab_size, max_model_len, .. } = *limits;
-    if prompt.is_empty() {
-        return Err(EngineError::EmptyPrompt);
-    }
-    if let Some(token) = prompt.iter().copied().find(|t| *t >= vocab_size) {
-        return Err(EngineError::NoSuchToken { token, vocab_size });
-    }
+    check_tokens(prompt, vocab_size)?;
     if prompt.len() >= max_model_len as usize {
         return Err(EngineError::PromptTooLong { tokens: prompt.len(), max_model_len });
     }
     Ok(())
+}
+
+/// A text that is only scored: it leaves no room for an answer.
+pub(crate) fn check_text(text: &[u32], limits: &Limits) -> Result<(), EngineError> {
+    let Limits { vocab_size, max_model_len, num_blocks, block_size, .. } = *limits;
+    check_tokens(text, vocab_size)?;
+    let most = (u64::from(num_blocks) * u64::from(block_size)).min(max_model_len.into());
+    if text.len() as u64 > most {
+        return Err(EngineError::TextTooLong { tokens: text.len(), most });
+    }
+    Ok(())
+}
+
+fn check_tokens(tokens: &[u32], vocab_size: u32) -> Result<(), EngineError> {
+    if tokens.is_empty() {
+        return Err(EngineError::EmptyPrompt);
+    }
+    match tokens.iter().copied().find(|t| *t >= vocab_size) {
+        Some(token) => Err(EngineError::NoSuchToken { token, vocab_size }),
+        None => Ok(()),
+    }
 }
 
 /// An answer of no stated length takes what room there is; one of stated length must have it.

@@ -7,6 +7,10 @@
 //! - `deadlines` has an entry for each request with a deadline, and no other;
 //! - nothing of a step waits for text: where the caller reads it elsewhere, outputs have tokens alone.
 
+mod score;
+
+pub use score::{Scored, Scoring};
+
 use crate::{
     admission::{capacity, check_fits, check_prompt, truncate},
     beam::Turn,

@@ -108,6 +108,17 @@ pub enum EngineError {
         /// Longest sequence.
         max_model_len: u32,
     },
+    /// A text to score that is longer than a sequence may be.
+    #[error("the text has {tokens} tokens, but the model and its KV cache take {most} · help: score it in pieces")]
+    TextTooLong {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Longest text.
+        most: u64,
+    },
+    /// A text to score while requests are being answered.
+    #[error("requests are unfinished · help: a text is scored by an engine that has nothing else to do")]
+    Busy,
     /// A token that the model does not have.
     #[error("the prompt has token id {token}, but the vocabulary has {vocab_size} tokens")]
     NoSuchToken {

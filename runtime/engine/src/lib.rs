@@ -52,7 +52,7 @@ pub mod text;
 pub mod tokenizer;
 
 pub use chat::{ChatError, ChatTemplate, Conversation};
-pub use engine::{Engine, EngineParts};
+pub use engine::{Engine, EngineParts, Scored, Scoring};
 pub use error::EngineError;
 pub use forward::{Forward, Limits};
 pub use grammar::{Grammar, GrammarCompiler, GrammarError, StructuredOutputs};

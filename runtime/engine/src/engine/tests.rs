@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 mod beam;
 mod policy;
 mod prefix_caching;
+mod score;
 mod service;
 mod structured;
 mod transcript;
