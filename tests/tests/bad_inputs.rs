@@ -1,12 +1,12 @@
 //! Bad inputs through the two commands as a user types them: each gets one message that says what is wrong, the right
 //! exit code, no panic and no half-written file. `cargo test --test bad_inputs -- --nocapture` prints the table.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rvllm_tests::model::{command, root};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
     thread,
     time::Duration,
 };
