@@ -26,6 +26,7 @@ fn spec((_, n, k, silu_mul, residual): Shape, [block_m, block_n, block_k, stages
         n,
         k,
         dtype: DType::Bf16,
+        quantized: None,
         a: MemLayout::DENSE,
         weight: MemLayout::Blocks { k: 64 },
         out,

@@ -29,6 +29,7 @@ fn kernel(target: &Target, t: usize, (n, k, gated): (usize, usize, bool)) -> rvl
         n,
         k,
         dtype: DType::Bf16,
+        quantized: None,
         a: MemLayout::DENSE,
         weight: target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: 2 }),
         out: DType::Bf16,

@@ -1,11 +1,14 @@
 //! Matrix product with an epilogue.
+//!
+//! Quantised operands are multiplied as integers, exactly, and scaled after: over all of k with a scale for each row of both
+//! operands, or group by group in ascending k with scales for groups of the weight.
 
 use rvllm_ir::{
     DType, Dim, Expr, Sym, TensorType,
-    graph::Epilogue,
+    graph::{Epilogue, Scales},
     tile::{
         Access, Kernel, KernelBuilder, Layout,
-        MapOp::{Add, Div, Exp, Mul, Neg},
+        MapOp::{Add, Div, Exp, Mul, Neg, Sub},
         MemLayout, Val,
         builder::TensorRef,
     },
@@ -20,8 +23,10 @@ pub struct Gemm {
     pub n: usize,
     /// K: what is summed over.
     pub k: usize,
-    /// Element type of a, weight and bias.
+    /// Element type of a, weight and bias; of the bias alone where operands come with scales.
     pub dtype: DType,
+    /// Element type of the weight's values, and which scales they and a's i8 values come with.
+    pub quantized: Option<Quantized>,
     /// How a lies: strided where it is a view.
     pub a: MemLayout,
     /// How the weight lies.
@@ -40,11 +45,42 @@ pub struct Gemm {
     pub stages: usize,
 }
 
+/// How operands are quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantized {
+    /// Element type of the weight's values; a's are i8.
+    pub weight: DType,
+    /// Columns of the weight that share a scale; all where absent.
+    pub group: Option<usize>,
+    /// How scales of groups lie.
+    pub scales: MemLayout,
+}
+
+impl Quantized {
+    /// What the graph calls it.
+    pub fn kind(self) -> Scales {
+        self.group.map_or(Scales::Rows, Scales::Groups)
+    }
+
+    /// The value of a weight in groups that stands for zero.
+    fn zero(self) -> f32 {
+        (self.weight.largest() + 1.0) / 2.0
+    }
+}
+
+/// Scales of the operands, and the sums of groups of a's values.
+struct ScaleRefs {
+    a: TensorRef,
+    weight: TensorRef,
+    sums: Option<TensorRef>,
+}
+
 /// Tensors and origins of one program.
 struct Program {
     a: TensorRef,
     weight: TensorRef,
     bias: Option<TensorRef>,
+    scales: Option<ScaleRefs>,
     row: Val,
     col: Val,
     /// The leading index of a gated weight: 0 selects gates, 1 ups. Empty without gating.
@@ -60,8 +96,9 @@ impl Program {
 
 /// `c = epilogue(a · weightᵀ)`: bias, then `silu(gate) * up`, then residual.
 ///
-/// Parameters: a `[M, K]`, weight `[N, K]`, bias `[N]`?, residual `[M, N]`?, c `[M, N]`. With `silu_mul` the weight
-/// is `[2, N, K]` (gates, ups) and the bias `[2, N]`: each half is packed by itself, so that N need not divide into
+/// Parameters: a `[M, K]`, weight `[N, K]`, bias `[N]`?, residual `[M, N]`?, then where operands are quantised a_scale
+/// `[M]f32`, weight_scale `[N]f32` or `[N, K/group]f16`, a_sums `[M, K/group]f32`?, then c `[M, N]`. With `silu_mul` the
+/// weight is `[2, N, K]` (gates, ups) and so are its bias and scales: each half is packed by itself, so that N need not divide into
 /// panels; one program multiplies its rows of a with the gate tile and the up tile.
 ///
 /// One program per tile of c; row tiles vary fastest, so that programs that run together share weights. Tails of N
@@ -69,23 +106,24 @@ impl Program {
 pub fn gemm(name: &str, s: &Gemm) -> Kernel {
     let mut k = KernelBuilder::new(name);
     let matrix = |cols: usize, dtype| TensorType::new([Dim::Sym(s.m), Dim::Const(cols)], dtype);
-    let gated = |dims: &[usize]| {
-        let two = s.epilogue.silu_mul.then_some(2);
-        TensorType::new(two.into_iter().chain(dims.iter().copied()), s.dtype)
-    };
-    let a = k.tensor("a", matrix(s.k, s.dtype), s.a, Access::In);
-    let weight = k.tensor("weight", gated(&[s.n, s.k]), s.weight, Access::Weight);
-    let bias = s.epilogue.bias.then(|| k.weight("bias", gated(&[s.n])));
+    let (a_type, weight_type) = s.quantized.map_or((s.dtype, s.dtype), |q| (DType::I8, q.weight));
+    let a = k.tensor("a", matrix(s.k, a_type), s.a, Access::In);
+    let weight = k.tensor("weight", gated(s, &[s.n, s.k], weight_type), s.weight, Access::Weight);
+    let bias = s.epilogue.bias.then(|| k.weight("bias", gated(s, &[s.n], s.dtype)));
     let residual = s.epilogue.residual.then(|| k.input("residual", matrix(s.n, s.out)));
+    let scales = s.quantized.map(|q| scale_params(&mut k, s, q));
     let c = k.output("c", matrix(s.n, s.out));
 
     let n = k.grid("n", s.n.div_ceil(s.block_n) as i64);
     let m = k.grid("m", Expr::from(s.m).ceil_div(s.block_m as i64));
     let (row, col) = (k.scale(m, s.block_m), k.scale(n, s.block_n));
     let halves = if s.epilogue.silu_mul { vec![k.index(0), k.index(1)] } else { vec![] };
-    let p = Program { a, weight, bias, row, col, halves };
+    let p = Program { a, weight, bias, scales, row, col, halves };
 
-    let products = multiply(&mut k, s, &p);
+    let products = match (&p.scales, s.quantized) {
+        (Some(scales), Some(q)) => multiply_quantized(&mut k, s, &p, scales, q),
+        _ => multiply(&mut k, s, &p),
+    };
     let products = add_bias(&mut k, s, &p, products);
     let mut result = match products[..] {
         [gate, up] => silu_mul(&mut k, gate, up),
@@ -99,15 +137,102 @@ pub fn gemm(name: &str, s: &Gemm) -> Kernel {
     k.finish()
 }
 
-/// One `[block_m, block_n]` accumulator per half.
+/// The type of a weight, of which a gated one has two.
+fn gated(s: &Gemm, dims: &[usize], dtype: DType) -> TensorType {
+    let two = s.epilogue.silu_mul.then_some(2);
+    TensorType::new(two.into_iter().chain(dims.iter().copied()), dtype)
+}
+
+fn scale_params(k: &mut KernelBuilder, s: &Gemm, q: Quantized) -> ScaleRefs {
+    let a = k.input("a_scale", TensorType::new([s.m], DType::F32));
+    let groups = q.group.map(|group| s.k / group);
+    let weight = match groups {
+        None => k.weight("weight_scale", gated(s, &[s.n], DType::F32)),
+        Some(groups) => k.tensor("weight_scale", gated(s, &[s.n, groups], DType::F16), q.scales, Access::Weight),
+    };
+    let sums = groups.map(|groups| k.input("a_sums", TensorType::new([Dim::Sym(s.m), groups.into()], DType::F32)));
+    ScaleRefs { a, weight, sums }
+}
+
+/// One `[block_m, block_n]` accumulator per half, in f32.
 fn multiply(k: &mut KernelBuilder, s: &Gemm, p: &Program) -> Vec<Val> {
     let init: Vec<Val> = (0..p.halves.len().max(1)).map(|_| k.zeros(&[s.block_m, s.block_n])).collect();
-    k.fold(s.k.div_ceil(s.block_k), s.stages, &init, |k, i, acc| {
+    sum_products(k, s, p, &init)
+}
+
+/// The products of all of k, added to `init`.
+fn sum_products(k: &mut KernelBuilder, s: &Gemm, p: &Program, init: &[Val]) -> Vec<Val> {
+    k.fold(s.k.div_ceil(s.block_k), s.stages, init, |k, i, acc| {
         let at = k.scale(i, s.block_k);
         let a = k.load_operand(p.a, &[p.row, at], &[s.block_m, s.block_k]);
         let product = |(half, acc): (usize, &Val)| {
             let w = k.load_operand(p.weight, &p.half(half, &[p.col, at]), &[s.block_n, s.block_k]);
             k.mma(a, w, *acc)
+        };
+        acc.iter().enumerate().map(product).collect()
+    })
+}
+
+/// Products of values, scaled: `[block_m, block_n]` in f32 per half.
+fn multiply_quantized(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: &ScaleRefs, q: Quantized) -> Vec<Val> {
+    let shape = [s.block_m, s.block_n];
+    let sums = match (q.group, scales.sums) {
+        (Some(group), Some(sums)) => grouped(k, s, p, &Groups { group, sums, scales: scales.weight, zero: q.zero() }),
+        _ => {
+            let init: Vec<Val> = (0..p.halves.len().max(1)).map(|_| k.integer_zeros(&shape)).collect();
+            let sums = sum_products(k, s, p, &init);
+            sums.into_iter()
+                .enumerate()
+                .map(|(half, sum)| scaled_columns(k, s, p, scales.weight, (half, sum)))
+                .collect()
+        }
+    };
+    let a = k.load(scales.a, &[p.row], &shape[..1]);
+    let a = k.broadcast(a, 1, s.block_n, Layout::Acc);
+    sums.into_iter().map(|sum| k.map(Mul, &[sum, a])).collect()
+}
+
+/// An integer product times the scales of its columns.
+fn scaled_columns(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: TensorRef, (half, sum): (usize, Val)) -> Val {
+    let scale = k.load(scales, &p.half(half, &[p.col]), &[s.block_n]);
+    let scale = k.broadcast(scale, 0, s.block_m, Layout::Acc);
+    let sum = k.cast(sum, DType::F32);
+    k.map(Mul, &[sum, scale])
+}
+
+/// What scales groups of k.
+struct Groups {
+    group: usize,
+    /// Of a's values.
+    sums: TensorRef,
+    /// Of the weight.
+    scales: TensorRef,
+    /// The weight's value that stands for zero.
+    zero: f32,
+}
+
+/// Sums over groups in ascending order: `scale * (values · values - zero * sum)`, whose parentheses are exact.
+fn grouped(k: &mut KernelBuilder, s: &Gemm, p: &Program, g: &Groups) -> Vec<Val> {
+    let shape = [s.block_m, s.block_n];
+    let init: Vec<Val> = (0..p.halves.len().max(1)).map(|_| k.zeros(&shape)).collect();
+    k.fold(s.k / g.group, s.stages, &init, |k, i, acc| {
+        let at = k.scale(i, g.group);
+        let a = k.load_operand(p.a, &[p.row, at], &[s.block_m, g.group]);
+        let sums = k.load(g.sums, &[p.row, i], &[s.block_m, 1]);
+        let sums = k.map_const(Mul, sums, g.zero);
+        let sums = k.reshape(sums, &shape[..1]);
+        let sums = k.broadcast(sums, 1, s.block_n, Layout::Acc);
+        let product = |(half, acc): (usize, &Val)| {
+            let w = k.load_operand(p.weight, &p.half(half, &[p.col, at]), &[s.block_n, g.group]);
+            let scale = k.load(g.scales, &p.half(half, &[p.col, i]), &[s.block_n, 1]);
+            let scale = k.reshape(scale, &shape[1..]);
+            let scale = k.broadcast(scale, 0, s.block_m, Layout::Acc);
+            let zeros = k.integer_zeros(&shape);
+            let dot = k.mma(a, w, zeros);
+            let dot = k.cast(dot, DType::F32);
+            let dot = k.map(Sub, &[dot, sums]);
+            let scaled = k.map(Mul, &[dot, scale]);
+            k.map(Add, &[*acc, scaled])
         };
         acc.iter().enumerate().map(product).collect()
     })

@@ -15,14 +15,16 @@ pub mod gemm;
 pub mod kv_cache;
 pub mod logit_stats;
 pub mod paged_attention;
+pub mod quantize_rows;
 pub mod rms_norm;
 pub mod rope_kv_write;
 
 pub use embed::{Embed, embed};
-pub use gemm::{Gemm, gemm};
+pub use gemm::{Gemm, Quantized, gemm};
 pub use kv_cache::{KvCache, KvLayout};
 pub use logit_stats::{LogitStats, logit_stats};
 pub use paged_attention::{PagedAttention, Split, paged_attention};
+pub use quantize_rows::{QuantizeRows, quantize_rows};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope_kv_write::{RopeKvWrite, rope_kv_write};
 
@@ -35,6 +37,8 @@ pub enum Spec {
     Embed(Embed),
     /// `Call::RmsNorm`.
     RmsNorm(RmsNorm),
+    /// `Call::QuantizeRows`.
+    QuantizeRows(QuantizeRows),
     /// `Call::Gemm`.
     Gemm(Gemm),
     /// `Call::RopeKvWrite`.
@@ -51,6 +55,7 @@ impl Spec {
         match self {
             Spec::Embed(s) => embed(name, s),
             Spec::RmsNorm(s) => rms_norm(name, s),
+            Spec::QuantizeRows(s) => quantize_rows(name, s),
             Spec::Gemm(s) => gemm(name, s),
             Spec::RopeKvWrite(s) => rope_kv_write(name, s),
             Spec::PagedAttention(s) => paged_attention(name, s),

@@ -1,13 +1,15 @@
-//! RMS norm with an optional residual sum before it and an optional choice of rows.
+//! RMS norm with an optional residual sum before it, an optional choice of rows, and optionally quantised.
 //!
 //! All arithmetic is in f32 with one rounding per result. (transformers rounds twice in bf16: the normalised
 //! value, then its product with the weight. Rounding once is closer to the exact value.)
 
+use crate::quantize_rows::{Columns, Quantized, magnitude};
 use rvllm_ir::{
     DType, Dim, Sym, TensorType,
+    graph::Quantize,
     tile::{
         Access, Kernel, KernelBuilder, Layout,
-        MapOp::{Add, Div, Mul, Rsqrt},
+        MapOp::{Add, Div, Max, Mul, Rsqrt},
         MemLayout, ReduceOp, Val,
         builder::TensorRef,
     },
@@ -28,6 +30,8 @@ pub struct RmsNorm {
     pub residual: bool,
     /// Whether row `i` of the results is that of row `indices[i]`.
     pub rows: bool,
+    /// How what is normed is quantised, where it is.
+    pub quantize: Option<Quantize>,
     /// Elements per iteration.
     pub chunk: usize,
 }
@@ -54,7 +58,8 @@ impl Row {
 }
 
 /// `normed = sum * weight / sqrt(mean(sum²) + eps)`, `sum = x + residual`. Parameters: x `[T, H]`, residual
-/// `[T, H]`?, weight `[H]`, indices `[L]i32`?, normed `[T|L, H]`, sum `[T|L, H]`?. One program per row.
+/// `[T, H]`?, weight `[H]`, indices `[L]i32`?, normed `[T|L, H]` (or values, scale and sums, as
+/// [`crate::quantize_rows()`] has them), sum `[T|L, H]`?. One program per row.
 pub fn rms_norm(name: &str, s: &RmsNorm) -> Kernel {
     let mut k = KernelBuilder::new(name);
     let matrix = |rows: Sym| TensorType::new([Dim::Sym(rows), Dim::Const(s.n)], s.dtype);
@@ -63,26 +68,83 @@ pub fn rms_norm(name: &str, s: &RmsNorm) -> Kernel {
     let residual = s.residual.then(|| k.input("residual", matrix(Sym::T)));
     let weight = k.weight("weight", TensorType::new([s.n], s.dtype));
     let indices = s.rows.then(|| k.input("indices", TensorType::new([Sym::L], DType::I32)));
-    let normed = k.output("normed", matrix(rows));
+    let normed = match s.quantize {
+        None => Normed::Numbers(k.output("normed", matrix(rows))),
+        Some(how) => Normed::Values(Quantized::params(&mut k, rows, s.n, how)),
+    };
     let sum = s.residual.then(|| k.output("sum", matrix(rows)));
 
     let out_row = k.grid("row", rows);
     let row = indices.map_or(out_row, |indices| k.read(indices, &[out_row]));
     let row = Row { x, residual, row, dtype: s.dtype, chunk: s.chunk };
-    let factor = inverse_rms(&mut k, s, &row);
-    let factor = k.broadcast(factor, 0, s.chunk, Layout::Reg); // [chunk]
-    k.for_each(s.n.div_ceil(s.chunk), |k, i| {
-        let col = k.scale(i, s.chunk);
-        let x = row.chunk(k, col);
-        if let Some(sum) = sum {
-            k.store(sum, &[out_row, col], x);
-        }
-        let w = k.load(weight, &[col], &[s.chunk]);
-        let scaled = k.map(Mul, &[x, factor]);
-        let y = k.map(Mul, &[scaled, w]);
-        k.store(normed, &[out_row, col], y);
-    });
+    let norm = Norm { row, weight, sum, out_row };
+    match normed {
+        Normed::Numbers(normed) => norm.store(&mut k, s, normed),
+        Normed::Values(values) => norm.store_values(&mut k, s, &values),
+    }
     k.finish()
+}
+
+/// Where the norm goes.
+enum Normed {
+    Numbers(TensorRef),
+    Values(Quantized),
+}
+
+/// What one program makes a norm of.
+struct Norm {
+    row: Row,
+    weight: TensorRef,
+    /// Where the sum with the residual is stored.
+    sum: Option<TensorRef>,
+    out_row: Val,
+}
+
+impl Norm {
+    fn store(&self, k: &mut KernelBuilder, s: &RmsNorm, normed: TensorRef) {
+        let factor = inverse_rms(k, s, &self.row);
+        let factor = k.broadcast(factor, 0, s.chunk, Layout::Reg); // [chunk]
+        k.for_each(s.n.div_ceil(s.chunk), |k, i| {
+            let col = k.scale(i, s.chunk);
+            let y = self.chunk(k, s, factor, col);
+            k.store(normed, &[self.out_row, col], y);
+        });
+    }
+
+    fn store_values(&self, k: &mut KernelBuilder, s: &RmsNorm, values: &Quantized) {
+        let (factor, largest) = self.statistics(k, s);
+        let largest = k.map(Mul, &[largest, factor]);
+        let factor = k.broadcast(factor, 0, s.chunk, Layout::Reg); // [chunk]
+        let columns = Columns { row: self.out_row, n: s.n, chunk: s.chunk };
+        values.store(k, &columns, largest, |k, col| self.chunk(k, s, factor, col));
+    }
+
+    /// `[chunk]` of the norm; stores the sum on the way.
+    fn chunk(&self, k: &mut KernelBuilder, s: &RmsNorm, factor: Val, col: Val) -> Val {
+        let x = self.row.chunk(k, col);
+        if let Some(sum) = self.sum {
+            k.store(sum, &[self.out_row, col], x);
+        }
+        let w = k.load(self.weight, &[col], &[s.chunk]);
+        let scaled = k.map(Mul, &[x, factor]);
+        k.map(Mul, &[scaled, w])
+    }
+
+    /// `1 / sqrt(mean(row²) + eps)` and the largest magnitude of `row * weight`, in one pass.
+    fn statistics(&self, k: &mut KernelBuilder, s: &RmsNorm) -> (Val, Val) {
+        let zero = k.full(0.0, &[s.chunk]);
+        let state = k.fold(s.n.div_ceil(s.chunk), 1, &[zero, zero], |k, i, state| {
+            let col = k.scale(i, s.chunk);
+            let x = self.row.chunk(k, col);
+            let square = k.map(Mul, &[x, x]);
+            let w = k.load(self.weight, &[col], &[s.chunk]);
+            let product = k.map(Mul, &[x, w]);
+            let product = magnitude(k, product);
+            vec![k.map(Add, &[state[0], square]), k.map(Max, &[state[1], product])]
+        });
+        let largest = k.reduce(ReduceOp::Max, state[1], 0);
+        (inverse_root(k, s, state[0]), largest)
+    }
 }
 
 /// `1 / sqrt(mean(row²) + eps)`, of rank 0. Squares are summed per position in the chunk, then across it: an
@@ -95,7 +157,12 @@ fn inverse_rms(k: &mut KernelBuilder, s: &RmsNorm, row: &Row) -> Val {
         let square = k.map(Mul, &[x, x]);
         vec![k.map(Add, &[acc[0], square])]
     });
-    let total = k.reduce(ReduceOp::Sum, squares[0], 0);
+    inverse_root(k, s, squares[0])
+}
+
+/// `1 / sqrt(mean + eps)` of the squares summed per position in the chunk.
+fn inverse_root(k: &mut KernelBuilder, s: &RmsNorm, squares: Val) -> Val {
+    let total = k.reduce(ReduceOp::Sum, squares, 0);
     let mean = k.map_const(Div, total, s.n as f32);
     let shifted = k.map_const(Add, mean, s.eps);
     k.map(Rsqrt, &[shifted])

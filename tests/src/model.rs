@@ -31,17 +31,21 @@ impl Compiled {
         target: &str,
         max_model_len: Option<usize>,
     ) -> Result<Compiled> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("model.rvllm");
-        let options = rvllm_compiler::Options {
+        Compiled::with(rvllm_compiler::Options {
             targets: vec![target.to_string()],
-            output: Some(path.clone()),
             dtype,
             max_model_len,
             ..rvllm_compiler::Options::new(root().join(model).display().to_string())
-        };
+        })
+    }
+
+    /// Compiles what `options` say, but for where the artifact goes.
+    pub fn with(options: rvllm_compiler::Options) -> Result<Compiled> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("model.rvllm");
+        let options = rvllm_compiler::Options { output: Some(path.clone()), ..options };
         rvllm_compiler::compile(&options, &rvllm_compiler::progress::Silent)
-            .with_context(|| format!("compiling {model}"))?;
+            .with_context(|| format!("compiling {}", options.model))?;
         let artifact = Artifact::open(&path)?;
         Ok(Compiled { artifact, path, _dir: dir })
     }

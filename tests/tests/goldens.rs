@@ -6,9 +6,15 @@ mod golden;
 
 use anyhow::{Context, Result, ensure};
 use golden::{Case, Golden, Greedy};
-use rvllm_compiler::options::DTypeChoice;
+use rvllm_compiler::{
+    Options,
+    options::{DTypeChoice, QuantizeChoice},
+};
 use rvllm_engine::{EngineOptions, Logprobs, SamplingParams};
-use rvllm_tests::model::{Answer, Compiled, answers, command, greedy, logprob, root};
+use rvllm_tests::{
+    launch,
+    model::{Answer, Compiled, answers, command, greedy, logprob, root},
+};
 use serde::Deserialize;
 use std::fs;
 
@@ -228,24 +234,47 @@ fn distance(golden: &FirstLogits, answer: &Answer) -> Result<(f64, f64)> {
 /// The protocol of `goldens/README.md` on the first eight windows, whose sum transformers gives.
 #[test]
 fn held_out_perplexity_equals_transformers() -> Result<()> {
-    let text = fs::read_to_string(root().join("tests/goldens/texts/books_heldout.txt"))?;
     for dtype in [DTypeChoice::F32, DTypeChoice::Bf16] {
         let (golden, model) = demo(dtype)?;
-        let windows = &golden.perplexity["books_heldout"].first8_window_nll;
-        let mut engine = model.engine(EngineOptions { threads: Some(2), ..EngineOptions::default() })?;
-        let tokens = engine.tokenizer().context("the demo has a tokenizer")?.encode(&text, false)?;
-        let params = SamplingParams { prompt_logprobs: Some(0), logprobs: Some(-1), ..greedy(1) };
-        let bos = model.artifact.manifest().model.bos_token_id.context("the demo has a first token")?;
-        let pieces: Vec<&[u32]> = tokens.chunks(1023).take(windows.len()).collect();
-        let request = |piece: &&[u32]| ([&[bos], &piece[..piece.len() - 1]].concat(), params.clone());
-        let ours = answers(&mut engine, &pieces.iter().map(request).collect::<Vec<_>>())?;
-        let nll: f64 = pieces.iter().zip(&ours).map(|(piece, a)| -sum_logprobs(piece, a)).sum();
-        let count: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let (ours, theirs) = ((nll / count as f64).exp(), (windows.iter().sum::<f64>() / count as f64).exp());
+        let (ours, theirs) = perplexities(&golden, &model)?;
         println!("{dtype:?}: perplexity {ours:.4}, transformers {theirs:.4}");
         ensure!((ours / theirs - 1.0).abs() <= 0.005, "{dtype:?}: perplexity {ours}, transformers {theirs}");
     }
     Ok(())
+}
+
+/// How much higher a quantised demo's perplexity may be: a model of rows of 256 elements has little to spare.
+#[test]
+fn held_out_perplexity_of_quantised_products_stays_near() -> Result<()> {
+    for (choice, worse) in [(QuantizeChoice::Int8, 0.005), (QuantizeChoice::Int4, 0.1)] {
+        for target in launch::targets() {
+            let model = Compiled::with(Options {
+                targets: vec![target.name.clone()],
+                quantize: Some(choice),
+                ..Options::new(root().join("models/demo").display().to_string())
+            })?;
+            let (ours, theirs) = perplexities(&read("models/demo/goldens.json")?, &model)?;
+            println!("{choice} {}: perplexity {ours:.4}, transformers in f32 {theirs:.4}", target.name);
+            ensure!((ours / theirs - 1.0).abs() <= worse, "{choice} {}: {ours}, not {theirs}", target.name);
+        }
+    }
+    Ok(())
+}
+
+/// Ours and transformers' on the first eight windows.
+fn perplexities(golden: &DemoGolden, model: &Compiled) -> Result<(f64, f64)> {
+    let text = fs::read_to_string(root().join("tests/goldens/texts/books_heldout.txt"))?;
+    let windows = &golden.perplexity["books_heldout"].first8_window_nll;
+    let mut engine = model.engine(EngineOptions { threads: Some(2), ..EngineOptions::default() })?;
+    let tokens = engine.tokenizer().context("the demo has a tokenizer")?.encode(&text, false)?;
+    let params = SamplingParams { prompt_logprobs: Some(0), logprobs: Some(-1), ..greedy(1) };
+    let bos = model.artifact.manifest().model.bos_token_id.context("the demo has a first token")?;
+    let pieces: Vec<&[u32]> = tokens.chunks(1023).take(windows.len()).collect();
+    let request = |piece: &&[u32]| ([&[bos], &piece[..piece.len() - 1]].concat(), params.clone());
+    let ours = answers(&mut engine, &pieces.iter().map(request).collect::<Vec<_>>())?;
+    let nll: f64 = pieces.iter().zip(&ours).map(|(piece, a)| -sum_logprobs(piece, a)).sum();
+    let count: usize = pieces.iter().map(|piece| piece.len()).sum();
+    Ok(((nll / count as f64).exp(), (windows.iter().sum::<f64>() / count as f64).exp()))
 }
 
 /// Of a window's piece: all but its last token are the prompt, whose length the model bounds; the last one's is read off

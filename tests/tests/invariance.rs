@@ -3,7 +3,10 @@
 //! same bytes.
 
 use anyhow::{Result, ensure};
-use rvllm_compiler::options::DTypeChoice;
+use rvllm_compiler::{
+    Options,
+    options::{DTypeChoice, QuantizeChoice},
+};
 use rvllm_engine::{Engine, EngineOptions, SamplingParams};
 use rvllm_tests::model::{Answer, Compiled, answers, greedy, root};
 use std::fs;
@@ -55,22 +58,43 @@ fn options(threads: usize, tokens: Option<u32>, blocks: Option<u32>) -> EngineOp
 }
 
 fn check(dtype: DTypeChoice, target: &str) -> Result<()> {
-    let model = Compiled::new("models/demo", dtype, target, Some(512))?;
-    let alone = observe(&model, options(1, None, None), false)?;
+    check_model(&Compiled::new("models/demo", dtype, target, Some(512))?)
+}
+
+fn check_quantised(choice: QuantizeChoice) -> Result<()> {
+    check_model(&Compiled::with(Options {
+        quantize: Some(choice),
+        max_model_len: Some(512),
+        ..Options::new(root().join("models/demo").display().to_string())
+    })?)
+}
+
+fn check_model(model: &Compiled) -> Result<()> {
+    let alone = observe(model, options(1, None, None), false)?;
     ensure!(alone.tokens.len() == 100 && !bits(&alone).is_empty(), "the observed request answers");
-    same("2 threads", &alone, &observe(&model, options(2, None, None), false)?)?;
+    same("2 threads", &alone, &observe(model, options(2, None, None), false)?)?;
     for chunk in [33, 48, 100] {
         let what = format!("steps of at most {chunk} tokens");
-        same(&what, &alone, &observe(&model, options(2, Some(chunk), None), true)?)?;
+        same(&what, &alone, &observe(model, options(2, Some(chunk), None), true)?)?;
     }
-    same("among 32 others", &alone, &observe(&model, options(2, None, None), true)?)?;
-    same("among 32 others, 1 thread", &alone, &observe(&model, options(1, None, None), true)?)?;
-    let scarce = observe(&model, options(2, None, Some(40)), true)?;
+    same("among 32 others", &alone, &observe(model, options(2, None, None), true)?)?;
+    same("among 32 others, 1 thread", &alone, &observe(model, options(1, None, None), true)?)?;
+    let scarce = observe(model, options(2, None, Some(40)), true)?;
     same("when KV blocks are scarce", &alone, &scarce)?;
     let mut engine = model.engine(options(2, None, Some(40)))?;
     let preempted: u32 = answers(&mut engine, &requests())?.iter().map(|a| a.preemptions).sum();
     ensure!(preempted > 0, "40 blocks for 33 requests preempt some");
     Ok(())
+}
+
+#[test]
+fn answers_do_not_depend_on_the_load_in_int8() -> Result<()> {
+    check_quantised(QuantizeChoice::Int8)
+}
+
+#[test]
+fn answers_do_not_depend_on_the_load_in_int4() -> Result<()> {
+    check_quantised(QuantizeChoice::Int4)
 }
 
 #[test]

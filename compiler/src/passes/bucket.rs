@@ -17,7 +17,7 @@ pub struct Bucket<'t> {
     pub row: &'t GemmRow,
 }
 
-/// The buckets of products of `dtype` with `n` columns over `k` whose steps have at most `max_rows` rows; empty where the target's table has
+/// The buckets of products with weights of `dtype` and `n` columns over `k` whose steps have at most `max_rows` rows; empty where the target's table has
 /// no numbers for `dtype`.
 pub fn bucket(target: &Target, dtype: DType, gated: bool, [n, k]: [usize; 2], max_rows: usize) -> Vec<Bucket<'_>> {
     let mut buckets: Vec<Bucket<'_>> = vec![];
@@ -62,6 +62,6 @@ mod tests {
     #[test]
     fn a_table_without_the_element_type_gives_no_bucket() {
         let target = rvllm_targets::find("x86-64-v4", &|_| false).unwrap();
-        assert_eq!(bucket(&target, DType::I8, false, [64, 64], 8), []);
+        assert_eq!(bucket(&target, DType::F8e5m2, false, [64, 64], 8), []);
     }
 }

@@ -9,7 +9,21 @@ const PLAIN: Epilogue = Epilogue { bias: false, silu_mul: false, residual: false
 fn spec(n: usize, k: usize, dtype: DType, epilogue: Epilogue) -> Gemm {
     let weight = MemLayout::Panel { n: 4, k: if dtype == DType::Bf16 { 2 } else { 1 } };
     let (a, out) = (MemLayout::DENSE, dtype);
-    Gemm { m: Sym::T, n, k, dtype, a, weight, out, epilogue, block_m: 3, block_n: 4, block_k: 6, stages: 2 }
+    Gemm {
+        m: Sym::T,
+        n,
+        k,
+        dtype,
+        quantized: None,
+        a,
+        weight,
+        out,
+        epilogue,
+        block_m: 3,
+        block_n: 4,
+        block_k: 6,
+        stages: 2,
+    }
 }
 
 /// Inputs of a product of `m` rows.

@@ -165,7 +165,7 @@ impl<'a> Rows<'a> {
             return Err(Error::Recipe(format!("quantisation of {}, expected two dimensions", of.ty)));
         };
         let group = scheme.group.unwrap_or(columns);
-        if group == 0 || columns % group != 0 {
+        if group == 0 || !columns.is_multiple_of(group) {
             return Err(Error::Recipe(format!("quantisation of {}, expected a multiple of {group} columns", of.ty)));
         }
         let ty = match (part, scheme.group) {
@@ -180,7 +180,7 @@ impl<'a> Rows<'a> {
         let [rows, columns] = of.ty.shape[..] else {
             return Err(Error::Recipe(format!("pack of {}, expected two dimensions", of.ty)));
         };
-        if of.ty.dtype == DType::U4 && (k % 2 != 0 || columns % k != 0) {
+        if of.ty.dtype == DType::U4 && (!k.is_multiple_of(2) || !columns.is_multiple_of(k)) {
             let expected = format!("whole runs of {k} columns, an even number");
             return Err(Error::Recipe(format!("pack of {}, expected {expected}", of.ty)));
         }

@@ -18,6 +18,9 @@ pub(crate) struct Scheme {
 /// Largest value of an i8, of either sign.
 const I8: f32 = 127.0;
 
+/// A row whose largest magnitude is below this is scaled as if it had it, so that no scale's inverse is infinite.
+const LEAST: f32 = 1e-30;
+
 /// Makes values or scales of a row, little-endian f32; `out` holds exactly these.
 ///
 /// # Errors
@@ -36,11 +39,11 @@ pub(crate) fn row(scheme: Scheme, part: Part, row: &[u8], out: &mut [u8]) -> Res
 
 /// One scale: the largest magnitude becomes the largest value.
 fn whole(numbers: &[f32], part: Part, out: &mut [u8]) {
-    let largest = numbers.iter().fold(0f32, |a, x| a.max(x.abs()));
+    let largest = numbers.iter().fold(LEAST, |a, x| a.max(x.abs()));
     match part {
         Part::Scales => out.copy_from_slice(&(largest / I8).to_le_bytes()),
         Part::Values => {
-            let inverse = I8 / largest.max(f32::MIN_POSITIVE);
+            let inverse = I8 / largest;
             let value = |x: &f32| (x * inverse).round_ties_even().clamp(-128.0, I8) as i8;
             out.iter_mut().zip(numbers).for_each(|(out, x)| *out = value(x).cast_unsigned());
         }

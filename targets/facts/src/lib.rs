@@ -55,6 +55,9 @@ pub struct Target {
     /// Whether 16-bit dot products of pairs exist (`vdpbf16ps`).
     #[serde(default)]
     pub dot_bf16: bool,
+    /// Whether 8-bit dot products of four exist (`vpdpbusd`).
+    #[serde(default)]
+    pub dot_i8: bool,
     /// Whether AMX tiles of bf16 exist.
     #[serde(default)]
     pub amx_bf16: bool,
@@ -112,7 +115,7 @@ pub struct Gpu {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GemmRow {
-    /// `f32` or `bf16`.
+    /// Element type of the weight: `f32`, `bf16`, or that of quantised values, `i8` or `u4`.
     pub dtype: String,
     /// Whether for gate·up products (two accumulators).
     #[serde(default)]
@@ -205,7 +208,9 @@ mod tests {
         for target in super::all() {
             let bounds = target.gemm.iter().flat_map(|r| [r.above_n, r.above_n + 1, r.up_to_n.unwrap_or(usize::MAX)]);
             for (n, k) in bounds.filter(|n| *n > 0).flat_map(|n| [(n, 7), (n, 64)]) {
-                for (dtype, gated) in [("f32", false), ("f32", true), ("bf16", false), ("bf16", true)] {
+                // a GPU has no products of quantised values yet
+                let dtypes = if target.panel.is_some() { &["f32", "bf16", "i8", "u4"][..] } else { &["f32", "bf16"] };
+                for (dtype, gated) in dtypes.iter().flat_map(|d| [(*d, false), (*d, true)]) {
                     let rows = target.gemm_rows(dtype, gated, n, k).into_iter();
                     let bounds: Vec<usize> = rows.map(|r| r.at_most.unwrap_or(usize::MAX)).collect();
                     let rise = bounds.is_sorted_by(|a, b| a < b) && bounds.last() == Some(&usize::MAX);

@@ -10,7 +10,8 @@ pub(crate) fn max(w: &mut Writer, a: Ssa, b: Ssa) -> Ssa {
     w.select(greater, a, b)
 }
 
-fn min(w: &mut Writer, a: Ssa, b: Ssa) -> Ssa {
+/// Smaller of two; `b` where either is a NaN.
+pub(crate) fn min(w: &mut Writer, a: Ssa, b: Ssa) -> Ssa {
     let less = w.compare("olt", a, b);
     w.select(less, a, b)
 }

@@ -7,7 +7,7 @@ use rvllm_ir::{
     graph::Epilogue,
     tile::{Kernel, MemLayout},
 };
-use rvllm_kernels::{Gemm, gemm};
+use rvllm_kernels::{Gemm, Quantized, gemm};
 use rvllm_targets::{GemmRow, Target};
 
 /// Columns, k, and what follows the product.
@@ -48,6 +48,7 @@ pub fn kernel(target: &Target, name: &str, dtype: DType, (n, k, epilogue): Shape
         n,
         k,
         dtype,
+        quantized: None,
         a,
         weight: panel(target, dtype),
         out: dtype,
@@ -72,6 +73,73 @@ pub fn variants(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
     SHAPES.iter().enumerate().map(variants).collect()
 }
 
+/// Shapes of products whose k divides into groups of [`GROUP`].
+pub const GROUPED: [Shape; 4] = [(96, 128, PLAIN), (70, 32, BIAS), (40, 96, GATED), (33, 160, ALL)];
+/// Columns that share a scale.
+pub const GROUP: usize = 32;
+
+/// The kernels of every schedule row for weights of values of `dtype`, shape by shape.
+pub fn quantized(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
+    let (group, shapes) = if dtype == DType::I8 { (None, &SHAPES[..]) } else { (Some(GROUP), &GROUPED[..]) };
+    let variants = |(i, shape): (usize, &Shape)| {
+        let named = |(j, row): (usize, &&GemmRow)| {
+            let s = quantized_spec(target, dtype, group, *shape, row);
+            gemm(&format!("gemm_{}_{i}_{j}", dtype.name()), &s)
+        };
+        rows(target, dtype, shape).iter().enumerate().map(named).collect()
+    };
+    shapes.iter().enumerate().map(variants).collect()
+}
+
+fn quantized_spec(target: &Target, weight: DType, group: Option<usize>, shape: Shape, row: &GemmRow) -> Gemm {
+    let (n, k, epilogue) = shape;
+    let scales = target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: 1 });
+    let layout = target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: 32 / weight.bits() });
+    Gemm {
+        m: Sym::T,
+        n,
+        k,
+        dtype: DType::Bf16,
+        quantized: Some(Quantized { weight, group, scales }),
+        a: MemLayout::Strided { row: Some(k + 3) },
+        weight: layout,
+        out: DType::F32,
+        epilogue,
+        block_m: row.block_m,
+        block_n: row.block_n,
+        block_k: row.block_k,
+        stages: row.stages,
+    }
+}
+
+/// The launch of `t` tokens with values in all of their range, and scales that keep results small.
+pub fn quantized_launch(kernel: &Kernel, t: usize) -> Launch {
+    let launch = launch(kernel, t);
+    let values = |name: &str, launch: &Launch, range: [f32; 2]| -> Vec<f32> {
+        let i = launch.kernel.params.iter().position(|p| p.name == name);
+        let x = i.map_or(&[][..], |i| launch.args[i].numbers());
+        x.iter().map(|x| ((x + 1.0) / 2.0 * (range[1] - range[0]) + range[0]).round()).collect()
+    };
+    let weight = kernel.params[1].ty.dtype;
+    let least = if weight == DType::I8 { -weight.largest() } else { 0.0 };
+    let a = values("a", &launch, [-127.0, 127.0]);
+    let weights = values("weight", &launch, [least, weight.largest()]);
+    let launch = launch.set("a", a).set("weight", weights);
+    let small = |name: &str, launch: &Launch| -> Vec<f32> {
+        let i = launch.kernel.params.iter().position(|p| p.name == name);
+        i.map_or(&[][..], |i| launch.args[i].numbers()).iter().map(|x| DType::F16.round(x.abs() / 64.0)).collect()
+    };
+    let (a_scale, weight_scale) = (small("a_scale", &launch), small("weight_scale", &launch));
+    let launch = launch.set("a_scale", a_scale).set("weight_scale", weight_scale);
+    match weight {
+        DType::I8 => launch,
+        _ => {
+            let sums = launch.args[0].numbers().chunks(GROUP).map(|values| values.iter().sum()).collect();
+            launch.set("a_sums", sums)
+        }
+    }
+}
+
 /// The launch of `t` tokens.
 pub fn launch(kernel: &Kernel, t: usize) -> Launch {
     Launch::new(kernel.clone(), Symbols { t, ..Symbols::default() }, t as u64)
@@ -90,6 +158,25 @@ pub fn cases(target: &Target) -> Vec<Case> {
                     group: Some(format!("{} T={t}", kernels[0].name)),
                 }));
             }
+        }
+    }
+    if target.panel.is_some() {
+        cases.extend(quantized_cases(target));
+    }
+    cases
+}
+
+/// Every variant of every product of values with every number of tokens.
+fn quantized_cases(target: &Target) -> Vec<Case> {
+    let mut cases = vec![];
+    for kernels in [DType::I8, DType::U4].into_iter().flat_map(|dtype| quantized(target, dtype)) {
+        for t in ROWS {
+            let first = quantized_launch(&kernels[0], t);
+            cases.extend(kernels.iter().map(|kernel| Case {
+                launch: first.with(kernel),
+                tolerance: 1e-5,
+                group: Some(format!("{} T={t}", kernels[0].name)),
+            }));
         }
     }
     cases

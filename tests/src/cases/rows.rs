@@ -2,8 +2,8 @@
 
 use super::{Case, kv_layout, panel, tolerance};
 use crate::launch::{Launch, Symbols};
-use rvllm_ir::{DType, tile::MemLayout};
-use rvllm_kernels::{Embed, KvCache, LogitStats, RmsNorm, RopeKvWrite};
+use rvllm_ir::{DType, Sym, graph::Quantize, tile::MemLayout};
+use rvllm_kernels::{Embed, KvCache, LogitStats, QuantizeRows, RmsNorm, RopeKvWrite};
 use rvllm_targets::Target;
 
 /// Tables dense and packed.
@@ -22,6 +22,35 @@ pub fn embed(target: &Target) -> Vec<Case> {
     launches
 }
 
+/// Rows as values: of a view, and of a norm.
+pub fn quantize_rows(target: &Target) -> Vec<Case> {
+    let mut cases = vec![];
+    for (i, n) in [32usize, 96, 256].into_iter().enumerate() {
+        for (j, group) in [None, Some(32)].into_iter().enumerate() {
+            let how = Quantize { to: DType::I8, group };
+            let chunk = target.row_chunk.min(n.next_power_of_two());
+            let x = MemLayout::Strided { row: Some(n + 5) };
+            let s = QuantizeRows { m: Sym::T, n, dtype: DType::Bf16, x, how, chunk };
+            let kernel = rvllm_kernels::quantize_rows(&format!("quantize_{i}_{j}"), &s);
+            let launch = Launch::new(kernel, Symbols { t: 5, ..Symbols::default() }, 7);
+            let mut numbers = launch.args[0].numbers().to_vec();
+            numbers[..n].fill(0.0);
+            numbers[n] = DType::Bf16.round(-3e38);
+            cases.push(Case::new(launch.set("x", numbers), 1e-6));
+            let dtype = DType::Bf16;
+            let s = RmsNorm { n, dtype, x, eps: 1e-5, residual: j == 1, rows: j == 0, quantize: Some(how), chunk };
+            let kernel = rvllm_kernels::rms_norm(&format!("norm_values_{i}_{j}"), &s);
+            let mut launch = Launch::new(kernel, Symbols { t: 5, l: 3, ..Symbols::default() }, 2);
+            if s.rows {
+                launch = launch.set_i32("indices", &[4, 0, 4]);
+            }
+            // a value that lies between two may go either way where the norm is summed in another order
+            cases.push(Case::new(launch, 1.0));
+        }
+    }
+    cases
+}
+
 /// With and without residual and chosen rows.
 pub fn rms_norm(target: &Target) -> Vec<Case> {
     let mut launches = vec![];
@@ -36,6 +65,7 @@ pub fn rms_norm(target: &Target) -> Vec<Case> {
                     eps: 1e-5,
                     residual,
                     rows,
+                    quantize: None,
                     chunk: target.row_chunk.min(n.next_power_of_two()),
                 };
                 let kernel = rvllm_kernels::rms_norm(&format!("norm_{dtype}_{i}_{residual}_{rows}"), &s);

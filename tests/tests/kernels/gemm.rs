@@ -5,7 +5,7 @@ use rvllm_ir::{DType, tile::Kernel};
 use rvllm_targets::Target;
 use rvllm_tests::{
     cases::{
-        gemm::{ROWS, SHAPES, launch, variants},
+        gemm::{ROWS, SHAPES, launch, quantized, quantized_launch, variants},
         tolerance,
     },
     launch::{Code, Launch, Symbols, assert_close, assert_same, targets},
@@ -17,12 +17,12 @@ fn pieces(programs: u64) -> Vec<(u64, u64)> {
     vec![(cut, programs), (0, cut), (cut, cut)]
 }
 
-fn check(target: &Target, code: &Code, dtype: DType, kernels: &[Kernel]) {
+fn check(target: &Target, code: &Code, tolerance: f32, kernels: &[Kernel], launch: fn(&Kernel, usize) -> Launch) {
     for t in ROWS {
         let launch = launch(&kernels[0], t);
         let expected = launch.interpreted();
         let first = launch.whole(code);
-        assert_close(&format!("{} {} T={t}", target.name, launch.kernel.name), &first, &expected, tolerance(dtype));
+        assert_close(&format!("{} {} T={t}", target.name, launch.kernel.name), &first, &expected, tolerance);
         for kernel in kernels {
             let launch = launch.with(kernel);
             let what = format!("{} {} T={t}", target.name, kernel.name);
@@ -38,7 +38,18 @@ fn every_variant_equals_the_interpreter_and_each_other_bit_for_bit() {
         for dtype in [DType::F32, DType::Bf16] {
             let shapes = variants(&target, dtype);
             let code = Code::new(&shapes.concat(), &target);
-            shapes.iter().for_each(|kernels| check(&target, &code, dtype, kernels));
+            shapes.iter().for_each(|kernels| check(&target, &code, tolerance(dtype), kernels, launch));
+        }
+    }
+}
+
+#[test]
+fn products_of_values_equal_the_interpreter_and_each_other_bit_for_bit() {
+    for target in targets() {
+        for dtype in [DType::I8, DType::U4] {
+            let shapes = quantized(&target, dtype);
+            let code = Code::new(&shapes.concat(), &target);
+            shapes.iter().for_each(|kernels| check(&target, &code, 1e-5, kernels, quantized_launch));
         }
     }
 }

@@ -32,6 +32,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         n: 70,
         k: 50,
         dtype,
+        quantized: None,
         a: rvllm_ir::tile::MemLayout::DENSE,
         weight: rvllm_tests::cases::panel(target, dtype),
         out: dtype,

@@ -30,6 +30,11 @@ fn rms_norm_with_and_without_residual_and_rows() {
 }
 
 #[test]
+fn rows_and_norms_as_values() {
+    targets().iter().for_each(|target| check(target, &rows::quantize_rows(target)));
+}
+
+#[test]
 fn logit_stats_of_ordinary_and_extreme_rows() {
     targets().iter().for_each(|target| check(target, &rows::logit_stats()));
 }

@@ -15,6 +15,7 @@ fn product(row: &GemmRow, (n, k): (usize, usize), residual: bool, out: DType) ->
         n,
         k,
         dtype: DType::Bf16,
+        quantized: None,
         a: MemLayout::DENSE,
         weight: MemLayout::Blocks { k: 64 },
         out,

@@ -112,6 +112,13 @@ pub struct Epilogue {
 /// Columns of logits that share one of [`Call::LogitStats`]'s block maxima.
 pub const STATS_BLOCK: usize = 256;
 
+impl Epilogue {
+    /// Operands of a product up to its scales: x, weight, bias, residual.
+    pub fn operands(self) -> usize {
+        2 + usize::from(self.bias) + usize::from(self.residual)
+    }
+}
+
 /// How rows of activations are quantised: each to values of one scale, the row's largest magnitude over the type's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Quantize {

@@ -228,6 +228,12 @@ impl KernelBuilder {
         self.full_acc(0.0, shape)
     }
 
+    /// An `acc` tile of zeros that products of integers are added to.
+    #[track_caller]
+    pub fn integer_zeros(&mut self, shape: &[usize]) -> Val {
+        self.push_tile(Inst::Full(0.0), Layout::Acc, shape, DType::I32, "acc")
+    }
+
     /// i32 `[n]`: `start + i / div`.
     #[track_caller]
     pub fn iota(&mut self, start: Val, div: usize, n: usize) -> Val {

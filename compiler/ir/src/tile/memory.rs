@@ -13,7 +13,7 @@ use half::{bf16, f16};
 /// Elements of a tensor: numbers as f32, whatever their type in memory, or integers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Elements {
-    /// Of f32, f16 and bf16 tensors.
+    /// Of tensors of floating-point numbers and of small integers.
     F32(Vec<f32>),
     /// Of i32 tensors.
     I32(Vec<i32>),
@@ -164,6 +164,9 @@ fn check_rank(layout: MemLayout, dims: &[usize]) -> Result<(), LayoutError> {
 /// The bytes of a tensor: rounded to `dtype`, laid out, zeros where the layout pads.
 pub fn pack(t: &TensorData, dtype: DType, layout: MemLayout) -> Result<Vec<u8>, LayoutError> {
     check_rank(layout, &t.dims)?;
+    if let (Elements::F32(x), DType::U4) = (&t.elements, dtype) {
+        return Ok(pack_nibbles(x, &t.dims, layout));
+    }
     let size = dtype.bytes(1);
     let mut bytes = vec![0; layout.len(&t.dims) * size];
     let mut put = |i: usize, element: &[u8]| {
@@ -178,6 +181,8 @@ pub fn pack(t: &TensorData, dtype: DType, layout: MemLayout) -> Result<Vec<u8>, 
         (Elements::F32(x), DType::Bf16) => {
             x.iter().enumerate().for_each(|(i, x)| put(i, &bf16::from_f32(*x).to_le_bytes()));
         }
+        (Elements::F32(x), DType::I8) => x.iter().enumerate().for_each(|(i, x)| put(i, &(*x as i8).to_le_bytes())),
+        (Elements::F32(x), DType::U8) => x.iter().enumerate().for_each(|(i, x)| put(i, &[*x as u8])),
         (Elements::I32(x), DType::I32) => x.iter().enumerate().for_each(|(i, x)| put(i, &x.to_le_bytes())),
         (Elements::F32(_), wanted) => return Err(LayoutError::Elements { found: "f32", wanted }),
         (Elements::I32(_), wanted) => return Err(LayoutError::Elements { found: "i32", wanted }),
@@ -185,15 +190,38 @@ pub fn pack(t: &TensorData, dtype: DType, layout: MemLayout) -> Result<Vec<u8>, 
     Ok(bytes)
 }
 
+/// Byte and shift of a 4-bit element: see [`MemLayout::Panel`]; dense ones lie in pairs.
+fn nibble(layout: MemLayout, offset: usize) -> (usize, u32) {
+    let run = if let MemLayout::Panel { k, .. } = layout { k.max(2) } else { 2 };
+    let within = offset % run;
+    (offset / run * (run / 2) + within % (run / 2), if within < run / 2 { 0 } else { 4 })
+}
+
+fn pack_nibbles(x: &[f32], dims: &[usize], layout: MemLayout) -> Vec<u8> {
+    let mut bytes = vec![0; DType::U4.bytes(layout.len(dims))];
+    for (i, x) in x.iter().enumerate() {
+        let (byte, shift) = nibble(layout, layout.offset(dims, &index_of(dims, i)));
+        bytes[byte] |= (*x as u8 & 15) << shift;
+    }
+    bytes
+}
+
 /// The tensor that [`pack`] made these bytes of; bytes past it are left alone.
 pub fn unpack(bytes: &[u8], dims: &[usize], dtype: DType, layout: MemLayout) -> Result<TensorData, LayoutError> {
     check_rank(layout, dims)?;
     let size = dtype.bytes(1);
-    let needed = layout.len(dims) * size;
+    let needed = dtype.bytes(layout.len(dims));
     if bytes.len() < needed {
         return Err(LayoutError::Bytes { dims: dims.to_vec(), needed, found: bytes.len() });
     }
     let n = dims.iter().product();
+    if dtype == DType::U4 {
+        let element = |i| {
+            let (byte, shift) = nibble(layout, layout.offset(dims, &index_of(dims, i)));
+            f32::from(bytes[byte] >> shift & 15)
+        };
+        return Ok(TensorData { dims: dims.to_vec(), elements: Elements::F32((0..n).map(element).collect()) });
+    }
     let at = |i: usize| &bytes[layout.offset(dims, &index_of(dims, i)) * size..][..size];
     let word = |i: usize| at(i).iter().rev().fold(0u32, |w, b| w << 8 | u32::from(*b));
     let numbers = |decode: fn(u32) -> f32| Elements::F32((0..n).map(|i| decode(word(i))).collect());
@@ -201,6 +229,8 @@ pub fn unpack(bytes: &[u8], dims: &[usize], dtype: DType, layout: MemLayout) -> 
         DType::F32 => numbers(f32::from_bits),
         DType::F16 => numbers(|w| f16::from_bits(w as u16).to_f32()),
         DType::Bf16 => numbers(|w| bf16::from_bits(w as u16).to_f32()),
+        DType::I8 => numbers(|w| f32::from((w as u8).cast_signed())),
+        DType::U8 => numbers(|w| f32::from(w as u8)),
         DType::I32 => Elements::I32((0..n).map(|i| word(i) as i32).collect()),
         wanted => return Err(LayoutError::Elements { found: "unsupported size", wanted }),
     };

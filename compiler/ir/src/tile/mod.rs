@@ -8,8 +8,10 @@
 //!   (what `mma` reads: shared memory on a GPU, packed or strided memory on a CPU). There is no layout
 //!   inference: operands of an elementwise instruction agree in layout, `load`, `full` and `broadcast` make a tile in the
 //!   layout that is wanted, and [`Inst::Stage`] is the only way from `reg`/`acc` to `operand`.
-//! - Arithmetic is in f32 whatever the tile's dtype: loads of bf16 widen exactly, [`Inst::Cast`] rounds to
-//!   nearest even. `reg` and `acc` tiles are f32 or i32, or bf16/f16 right before a store or a `stage`.
+//! - Arithmetic is in f32 whatever the tile's dtype: loads of bf16 and of small integers widen exactly, [`Inst::Cast`] rounds
+//!   to nearest even, to i8 with saturation (NaN becomes the smallest). `reg` and `acc` tiles are f32 or i32, or
+//!   bf16/f16/i8 right before a store or a `stage`.
+//! - Products of integers are exact: `mma` of i8 with i8, u8 or u4 adds up in i32, which a program must not overflow.
 //! - Bounds: elements past a *static* dimension load as zero and are not stored. In a dimension that the tile does not
 //!   divide, tile origins must be multiples of the tile's size; in one that it divides, tiles lie inside. Elements past
 //!   T or L lie in padding (every token buffer has [`PAD_ROWS`] spare rows): they may be loaded and stored, hold
@@ -58,7 +60,8 @@ pub enum MemLayout {
     },
     /// The last two dimensions `[N, K]` in panels of `n` rows: `[ceil(N/n)][ceil(K/k)][n][k]`, zero padded;
     /// outer dimensions dense around that. With k = 2 and 16-bit elements one 32-bit lane holds two adjacent
-    /// k values (the VNNI layout that dot-product and AMX instructions read).
+    /// k values (the VNNI layout that dot-product and AMX instructions read). Of the `k` values of 4 bits of a row, the first
+    /// half lie in the low nibbles of their bytes, the second half in the high ones.
     Panel {
         /// Rows of a panel.
         n: usize,
@@ -263,7 +266,7 @@ pub enum Inst {
         /// Only the first `rows` indices of the tile's dimension 0 are written; none when `rows <= 0`.
         rows: Option<Val>,
     },
-    /// Every element is this.
+    /// Every element is this; an integer in an i32 tile.
     Full(f32),
     /// i32 tile of rank 1: element i is `start + i / div`.
     Iota {
@@ -272,7 +275,8 @@ pub enum Inst {
         /// Divisor of the element number.
         div: usize,
     },
-    /// `acc[m, n] + a[m, k] · b[n, k]ᵀ`; a and b are `operand`s of one dtype, acc is f32.
+    /// `acc[m, n] + a[m, k] · b[n, k]ᵀ`; a and b are `operand`s: of one floating-point dtype, where acc is f32, or a of i8
+    /// and b of i8, u8 or u4, where acc is i32.
     Mma {
         /// `[m, k]`.
         a: Val,
@@ -296,7 +300,7 @@ pub enum Inst {
         /// Where false.
         y: Val,
     },
-    /// Another element type: f32 to bf16/f16 rounds to nearest even, back is exact, i32 to f32 rounds.
+    /// Another element type: f32 to bf16/f16/i8 rounds to nearest even, back is exact, i32 to f32 rounds.
     Cast(Val),
     /// Reduction of `axis`, which disappears.
     Reduce(ReduceOp, Val, usize),

@@ -5,7 +5,7 @@ use crate::program::{Weight, stored_shape};
 use petgraph::stable_graph::NodeIndex;
 use rvllm_ir::{
     DType, TensorType,
-    graph::{Call, Op, ValueId},
+    graph::{Call, Op, Scales, ValueId},
     recipe::Recipe,
     tile::MemLayout,
 };
@@ -16,10 +16,10 @@ const BLOCK_COLUMNS: usize = 64;
 /// How a weight is used: decides its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// Multiplied with.
-    Matrix,
+    /// Multiplied with; in panels, so many adjacent columns of a row lie together.
+    Matrix { adjacent: usize },
     /// Gates, then ups: each half is packed by itself.
-    Gated,
+    Gated { adjacent: usize },
     /// Everything else.
     Dense,
 }
@@ -41,14 +41,16 @@ impl Selection<'_> {
     pub(super) fn weight_layout(&self, value: ValueId) -> MemLayout {
         match self.role(value) {
             Role::Dense => MemLayout::DENSE,
-            Role::Matrix | Role::Gated => self.matrix_layout(self.graph.tensor(value).dtype),
+            Role::Matrix { adjacent } | Role::Gated { adjacent } => {
+                self.matrix_layout(self.graph.tensor(value).dtype, adjacent)
+            }
         }
     }
 
     /// Panels for vector units, blocks for a GPU's matrix units, which take 16-bit elements.
-    fn matrix_layout(&self, dtype: DType) -> MemLayout {
+    fn matrix_layout(&self, dtype: DType, k: usize) -> MemLayout {
         match (self.target.panel, &self.target.gpu) {
-            (Some(n), _) => MemLayout::Panel { n, k: pair(dtype) },
+            (Some(n), _) => MemLayout::Panel { n, k },
             (None, Some(_)) if dtype.bits() == 16 => MemLayout::Blocks { k: BLOCK_COLUMNS },
             _ => MemLayout::DENSE,
         }
@@ -56,12 +58,17 @@ impl Selection<'_> {
 
     fn role(&self, value: ValueId) -> Role {
         let as_matrix = |(user, operand): &(NodeIndex, u32)| match &self.graph.node(*user).op {
-            Op::Call(Call::Gemm { epilogue, .. }) if *operand == 1 => Some(epilogue.silu_mul),
+            Op::Call(Call::Gemm { epilogue, .. }) if *operand == 1 => {
+                Some((epilogue.silu_mul, pair(self.graph.tensor(value).dtype)))
+            }
+            Op::Call(Call::Gemm { epilogue, scales: Scales::Groups(_), .. }) => {
+                (*operand as usize == epilogue.operands() + 1).then_some((epilogue.silu_mul, 1))
+            }
             _ => None,
         };
         match self.graph.users(value).iter().find_map(as_matrix) {
-            Some(true) => Role::Gated,
-            Some(false) => Role::Matrix,
+            Some((true, adjacent)) => Role::Gated { adjacent },
+            Some((false, adjacent)) => Role::Matrix { adjacent },
             None => Role::Dense,
         }
     }
@@ -73,12 +80,14 @@ impl Selection<'_> {
         };
         let ty = self.graph.tensor(value);
         let dims: Vec<usize> = ty.dims.iter().filter_map(|d| d.constant()).collect();
-        let layout = self.matrix_layout(ty.dtype);
-        let (shape, recipe) = match (self.role(value), layout) {
-            (Role::Matrix, MemLayout::Panel { n, k }) => (stored_shape(&dims, layout), pack(n, k, recipe.clone())),
-            (Role::Gated, MemLayout::Panel { n, k }) => gated(&info.name, ty, n, k, recipe)?,
-            (Role::Matrix, MemLayout::Blocks { k }) => (stored_shape(&dims, layout), blocks(k, 1, recipe)),
-            (Role::Gated, MemLayout::Blocks { k }) => {
+        let (role, layout) = (self.role(value), self.weight_layout(value));
+        let (shape, recipe) = match (role, layout) {
+            (Role::Matrix { .. }, MemLayout::Panel { n, k }) => {
+                (stored_shape(&dims, layout), pack(n, k, recipe.clone()))
+            }
+            (Role::Gated { .. }, MemLayout::Panel { n, k }) => gated(&info.name, ty, n, k, recipe)?,
+            (Role::Matrix { .. }, MemLayout::Blocks { k }) => (stored_shape(&dims, layout), blocks(k, 1, recipe)),
+            (Role::Gated { .. }, MemLayout::Blocks { k }) => {
                 let halves = [&[2, dims[0] / 2], &dims[1..]].concat();
                 (stored_shape(&halves, layout), blocks(k, 2, recipe))
             }

@@ -5,10 +5,13 @@ use crate::passes::bucket::bucket;
 use petgraph::stable_graph::NodeIndex;
 use rvllm_ir::{
     DType, Dim, Sym, TensorType,
-    graph::{Attention, Call, Epilogue, Scales, ValueId},
+    graph::{Attention, Call, Epilogue, Quantize, Scales, ValueId},
     tile::{MemLayout, PAD_ROWS},
 };
-use rvllm_kernels::{Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, RmsNorm, RopeKvWrite, Spec, Split};
+use rvllm_kernels::{
+    Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, QuantizeRows, Quantized, RmsNorm, RopeKvWrite, Spec,
+    Split,
+};
 use rvllm_targets::GemmRow;
 
 /// Runs of logits that a program of `logit_stats` looks at together on a GPU: 16 elements for each of 512 threads.
@@ -23,12 +26,10 @@ impl Selection<'_> {
     /// What `call` at node `n` launches, by rising bound; the last has none.
     pub(super) fn choices(&mut self, n: NodeIndex, call: &Call) -> Result<Vec<Choice>, String> {
         let spec = match call {
-            Call::Gemm { epilogue, scales: Scales::None, out } => return self.gemm(n, *epilogue, *out),
-            Call::Gemm { .. } | Call::QuantizeRows(_) | Call::RmsNorm { quantize: Some(_), .. } => {
-                return Err(format!("target {} has no kernel for quantised values", self.target.name));
-            }
+            Call::Gemm { epilogue, scales, out } => return self.gemm(n, *epilogue, *scales, *out),
             Call::Embed => self.embed(n)?,
-            Call::RmsNorm { eps, residual, rows, quantize: None } => self.rms_norm(n, *eps, *residual, *rows)?,
+            Call::RmsNorm { .. } => self.rms_norm(n, call)?,
+            Call::QuantizeRows(how) => self.quantize_rows(n, *how)?,
             Call::RopeKvWrite { attention, qk_norm, rope_dim } => {
                 self.rope_kv_write(n, attention, *qk_norm, *rope_dim)?
             }
@@ -81,7 +82,10 @@ impl Selection<'_> {
         }))
     }
 
-    fn rms_norm(&self, n: NodeIndex, eps: f32, residual: bool, rows: bool) -> Result<Spec, String> {
+    fn rms_norm(&self, n: NodeIndex, call: &Call) -> Result<Spec, String> {
+        let Call::RmsNorm { eps, residual, rows, quantize } = *call else {
+            return Err(format!("`{}` is no norm", self.name(n)));
+        };
         self.rows_along(n, 0, Sym::T)?;
         let x = self.operand(n, 0)?;
         Ok(Spec::RmsNorm(RmsNorm {
@@ -91,24 +95,56 @@ impl Selection<'_> {
             eps,
             residual,
             rows,
-            chunk: self.chunk(self.columns(x)?),
+            quantize,
+            chunk: self.groups_chunk(self.columns(x)?, quantize),
         }))
     }
 
+    fn quantize_rows(&self, n: NodeIndex, how: Quantize) -> Result<Spec, String> {
+        let x = self.operand(n, 0)?;
+        let ty = self.graph.tensor(x);
+        let (Dim::Sym(m), 2) = (ty.dims[0], ty.rank()) else {
+            return Err(format!("`{}` quantises {ty}, which is not a matrix of rows of a step", self.name(n)));
+        };
+        let columns = self.columns(x)?;
+        let chunk = self.groups_chunk(columns, Some(how));
+        Ok(Spec::QuantizeRows(QuantizeRows { m, n: columns, dtype: ty.dtype, x: self.strided(x), how, chunk }))
+    }
+
+    /// Columns per iteration of a row of `n`: whole groups where values are summed up in groups.
+    fn groups_chunk(&self, n: usize, quantize: Option<Quantize>) -> usize {
+        let group = quantize.and_then(|how| how.group).unwrap_or(1);
+        self.chunk(n).next_multiple_of(group)
+    }
+
     /// One variant for each bucket of rows.
-    fn gemm(&self, n: NodeIndex, epilogue: Epilogue, out: DType) -> Result<Vec<Choice>, String> {
+    fn gemm(&self, n: NodeIndex, epilogue: Epilogue, scales: Scales, out: DType) -> Result<Vec<Choice>, String> {
         let (a, weight) = (self.operand(n, 0)?, self.operand(n, 1)?);
         let ty = self.graph.tensor(a);
         let (Dim::Sym(m), 2) = (ty.dims[0], ty.rank()) else {
             return Err(format!("`{}` multiplies {ty}, which is not a matrix of rows of a step", self.name(n)));
         };
-        let numbers = self.gemm_of(n, m, a, weight, epilogue, out)?;
-        let buckets = bucket(self.target, ty.dtype, epilogue.silu_mul, [numbers.n, numbers.k], self.limits.rows(m));
+        let mut numbers = self.gemm_of(n, m, a, weight, epilogue, out)?;
+        numbers.quantized = self.quantized(n, epilogue, scales)?;
+        let dtype = numbers.quantized.map_or(numbers.dtype, |q| q.weight);
+        let buckets = bucket(self.target, dtype, epilogue.silu_mul, [numbers.n, numbers.k], self.limits.rows(m));
         if buckets.is_empty() {
             let (target, gated) = (&self.target.name, if epilogue.silu_mul { "gated " } else { "" });
-            return Err(format!("target {target} has no schedule for {gated}matrix products of {}", ty.dtype));
+            return Err(format!("target {target} has no schedule for {gated}matrix products of {dtype}"));
         }
         Ok(buckets.iter().map(|b| (b.at_most.map(|n| (m, n)), Spec::Gemm(tiled(&numbers, b.row)))).collect())
+    }
+
+    /// How the operands of a product are quantised.
+    fn quantized(&self, n: NodeIndex, epilogue: Epilogue, scales: Scales) -> Result<Option<Quantized>, String> {
+        let group = match scales {
+            Scales::None => return Ok(None),
+            Scales::Rows => None,
+            Scales::Groups(group) => Some(group),
+        };
+        let weight = self.tensor(n, 1)?.dtype;
+        let scales = self.weight_layout(self.operand(n, epilogue.operands() + 1)?);
+        Ok(Some(Quantized { weight, group, scales }))
     }
 
     /// A product without its tile sizes.
@@ -125,7 +161,8 @@ impl Selection<'_> {
             m,
             n: self.columns(ValueId { node: n, result: 0 })?,
             k: self.columns(a)?,
-            dtype: self.graph.tensor(a).dtype,
+            dtype: if epilogue.bias { self.tensor(n, 2)?.dtype } else { self.graph.tensor(a).dtype },
+            quantized: None,
             a: self.strided(a),
             weight: self.weight_layout(weight),
             out,
@@ -242,7 +279,12 @@ pub(super) fn symbol(spec: &Spec) -> String {
         Spec::Embed(s) => format!("embed_{}_v{}_h{}", s.dtype, s.vocab, s.hidden),
         Spec::RmsNorm(s) => {
             let (sum, rows) = (flag(s.residual, "_res"), flag(s.rows, "_rows"));
-            format!("rms_norm_{}_n{}{sum}{rows}{}", s.dtype, s.n, view(s.x))
+            let values = s.quantize.map_or(String::new(), values);
+            format!("rms_norm_{}_n{}{sum}{rows}{values}{}", s.dtype, s.n, view(s.x))
+        }
+        Spec::QuantizeRows(s) => {
+            let m = s.m.name().to_lowercase();
+            format!("quantize_rows_{}_{m}_n{}{}{}", s.dtype, s.n, values(s.how), view(s.x))
         }
         Spec::Gemm(s) => gemm_symbol(s),
         Spec::RopeKvWrite(s) => {
@@ -263,9 +305,19 @@ pub(super) fn symbol(spec: &Spec) -> String {
 fn gemm_symbol(s: &Gemm) -> String {
     let Epilogue { bias, silu_mul, residual } = s.epilogue;
     let epilogue = [flag(bias, "_bias"), flag(silu_mul, "_silu"), flag(residual, "_res")].concat();
-    let out = if s.out == s.dtype { String::new() } else { format!("_{}", s.out) };
+    let dtype = match s.quantized {
+        None => s.dtype.to_string(),
+        Some(Quantized { weight, group, scales: _ }) => {
+            weight.to_string() + &group.map_or(String::new(), |n| format!("g{n}"))
+        }
+    };
+    let out = if s.quantized.is_none() && s.out == s.dtype { String::new() } else { format!("_{}", s.out) };
     let (m, rows) = (s.m.name().to_lowercase(), s.block_m);
-    format!("gemm_{}_{m}{rows}_n{}_k{}{epilogue}{out}{}", s.dtype, s.n, s.k, view(s.a))
+    format!("gemm_{dtype}_{m}{rows}_n{}_k{}{epilogue}{out}{}", s.n, s.k, view(s.a))
+}
+
+fn values(how: Quantize) -> String {
+    format!("_{}{}", how.to, how.group.map_or(String::new(), |n| format!("g{n}")))
 }
 
 fn flag(on: bool, text: &'static str) -> &'static str {

@@ -31,7 +31,7 @@ pub(crate) struct Address {
     /// Bytes from the base to each row.
     pub(crate) rows: Vec<Index>,
     pub(crate) columns: Columns,
-    /// Bytes of an element.
+    /// Bytes of an element; 1 of those of 4 bits, which lie in panels only.
     pub(crate) size: usize,
 }
 
@@ -85,11 +85,16 @@ impl Lower<'_> {
 
     /// Bytes from the tensor's start to an origin, over the leading `at.len()` dimensions.
     fn origin(&mut self, tensor: usize, at: &[Index]) -> Index {
-        let size = self.kernel.params[tensor].ty.dtype.bits() / 8;
+        let bits = self.kernel.params[tensor].ty.dtype.bits();
         let strides = self.strides(tensor);
         let mut sum = Index::constant(0);
         for (i, stride) in at.iter().zip(strides) {
-            let step = self.w.scale(stride, size);
+            let step = if bits < 8 {
+                let bits = self.w.scale(stride, bits);
+                self.w.div(bits, 8)
+            } else {
+                self.w.scale(stride, bits / 8)
+            };
             let part = self.w.mul(*i, step);
             sum = self.w.add(sum, part);
         }
@@ -99,14 +104,16 @@ impl Lower<'_> {
     /// Addresses of a tile of this shape at this origin.
     pub(crate) fn address(&mut self, tensor: usize, at: &[Index], shape: &[usize]) -> Result<Address, Error> {
         let param = &self.kernel.params[tensor];
-        let (layout, size) = (param.layout, param.ty.dtype.bits() / 8);
+        let (layout, bits) = (param.layout, param.ty.dtype.bits());
+        let size = (bits / 8).max(1);
         let tiled = param.ty.dims[param.ty.rank() - shape.len()..].iter().zip(shape);
         if tiled.into_iter().any(|(dim, n)| dim.constant().is_none() && *n > PAD_ROWS + 1) {
             return Err(self.unsupported(format!("a tile {shape:?} with more rows than a buffer has to spare")));
         }
         match layout {
+            MemLayout::Strided { .. } if bits < 8 => Err(self.unsupported("elements of 4 bits that lie in no panel")),
             MemLayout::Strided { .. } => Ok(self.strided(tensor, at, shape, size)),
-            MemLayout::Panel { n, k } => self.panel(tensor, at, shape, Panel { n, k, size }),
+            MemLayout::Panel { n, k } => self.panel(tensor, at, shape, Panel { n, k, size, unit: k * bits / 8 }),
             MemLayout::Blocks { .. } => Err(self.unsupported("weights in swizzled blocks")),
         }
     }
@@ -155,7 +162,7 @@ impl Lower<'_> {
             let row = self.w.add_const(first, r);
             rows.push(self.panel_row(row, depth, p));
         }
-        let stride = p.n * p.k * p.size;
+        let stride = p.n * p.unit;
         let columns = if j.is_multiple_of(p.k) {
             let group = self.w.div(*j, p.k);
             let bytes = self.w.scale(group, stride);
@@ -170,9 +177,9 @@ impl Lower<'_> {
     /// Bytes from the matrix's start to row `i` of its panel.
     fn panel_row(&mut self, i: Index, depth: usize, p: Panel) -> Index {
         let panel = self.w.div(i, p.n);
-        let panel = self.w.scale(panel, depth.next_multiple_of(p.k) * p.n * p.size);
+        let panel = self.w.scale(panel, depth.div_ceil(p.k) * p.n * p.unit);
         let row = self.w.rem(i, p.n);
-        let row = self.w.scale(row, p.k * p.size);
+        let row = self.w.scale(row, p.unit);
         self.w.add(panel, row)
     }
 
@@ -235,5 +242,8 @@ impl Lower<'_> {
 struct Panel {
     n: usize,
     k: usize,
+    /// Bytes of an element.
     size: usize,
+    /// Bytes of the `k` adjacent elements of a row.
+    unit: usize,
 }

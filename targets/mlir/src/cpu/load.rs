@@ -7,7 +7,7 @@ use crate::{
     index::Index,
     text::{Elem, Ssa, Ty},
 };
-use rvllm_ir::types::DType;
+use rvllm_ir::{tile::MemLayout, types::DType};
 
 /// Adjacent columns of a row, and which of them lie inside the tensor.
 pub(crate) struct Lanes {
@@ -24,6 +24,9 @@ impl Lower<'_> {
         let dtype = self.kernel.params[tensor].ty.dtype;
         let address = self.address(tensor, at, shape)?;
         let extents = self.extents(tensor, at, shape);
+        if let Some(column) = self.load_column(tensor, &address, &extents, shape) {
+            return Ok(Value::Tile(column));
+        }
         let last = extents.last().copied().unwrap_or(Extent::All);
         let mut vecs = vec![];
         for (r, index) in row_indices(shape).iter().enumerate() {
@@ -35,6 +38,32 @@ impl Lower<'_> {
         }
         let dtype = if dtype == DType::I32 { dtype } else { DType::F32 };
         Ok(Value::Tile(Tile { shape: shape.to_vec(), dtype, vecs }))
+    }
+
+    /// A column of a panel whose rows lie next to each other: whole vectors, taken apart.
+    fn load_column(&mut self, tensor: usize, a: &Address, extents: &[Extent], shape: &[usize]) -> Option<Tile> {
+        let param = &self.kernel.params[tensor];
+        let (MemLayout::Panel { n, k: 1 }, [rows, 1], dtype) = (param.layout, shape, param.ty.dtype) else {
+            return None;
+        };
+        let distances = a.rows.iter().map(|r| r.as_const()).collect::<Option<Vec<_>>>()?;
+        let mut elements = vec![];
+        for (first, width) in chunks(&[*rows]) {
+            let adjacent = distances[first..first + width].windows(2).all(|w| w[1] - w[0] == a.size as i64);
+            if !adjacent || !n.is_multiple_of(width) {
+                return None;
+            }
+            // a panel that begins inside is there as a whole: zeros follow what is inside
+            let inside = self.row_inside(extents, &[first / n * n]);
+            let (p, ty) = (self.w.offset(a.base, distances[first]), Ty::Vector(width, elem(dtype)));
+            let raw = match self.mask_under(inside, None, width) {
+                None => self.w.load(p, ty, a.size),
+                Some(mask) => self.w.masked_load(p, mask, ty, a.size),
+            };
+            let numbers = cast::to_f32(&mut self.w, raw, dtype);
+            elements.extend((0..width).map(|lane| self.w.extract(numbers, lane)));
+        }
+        Some(self.w.tile_of(shape, DType::F32, &elements))
     }
 
     fn load_lanes(&mut self, a: &Address, row: usize, lanes: &Lanes, elem: Elem) -> Ssa {

@@ -3,7 +3,7 @@
 //! Products are added in ascending k. With 16-bit dot products a pair of k values is one instruction; without, a pair is
 //! two fused multiply-adds, the lower k first. So how an accumulator is cut into blocks changes no bit.
 
-use super::{Lower, Value, operand::View, tile::*};
+use super::{Lower, Value, integer::Integer, operand::View, tile::*};
 use crate::{
     Error,
     bounds::Cond,
@@ -23,6 +23,8 @@ enum Unit {
     Pair,
     /// Pairs of bf16 in one instruction.
     Dot,
+    /// Integers: see [`super::integer`].
+    Integer(Integer),
 }
 
 impl Unit {
@@ -30,6 +32,7 @@ impl Unit {
         match self {
             Unit::Single | Unit::SingleBf16 => 1,
             Unit::Pair | Unit::Dot => 2,
+            Unit::Integer(unit) => unit.group(),
         }
     }
 
@@ -38,18 +41,18 @@ impl Unit {
         match self {
             Unit::Single => Elem::F32,
             Unit::SingleBf16 => Elem::I16,
-            Unit::Pair | Unit::Dot => Elem::I32,
+            Unit::Pair | Unit::Dot | Unit::Integer(_) => Elem::I32,
         }
     }
 }
 
 /// A block of the accumulator that stays in registers: rows of a against chunks of b's rows.
-struct Part<'v> {
-    a: &'v View,
+pub(super) struct Part<'v> {
+    pub(super) a: &'v View,
     b: &'v View,
     unit: Unit,
-    rows: std::ops::Range<usize>,
-    chunks: Vec<(usize, usize)>,
+    pub(super) rows: std::ops::Range<usize>,
+    pub(super) chunks: Vec<(usize, usize)>,
     /// Whether b is prefetched along the way.
     fetch: bool,
 }
@@ -99,6 +102,9 @@ impl Lower<'_> {
     fn unit(&self, a: &View, b: &View) -> Result<Unit, Error> {
         let uniform = |g: usize| a.step(g).is_some() && b.step(g).is_some();
         let pairs = a.group().min(b.group()) == 2 && uniform(2);
+        if let Some(unit) = Integer::of(a.dtype, b.dtype).filter(|unit| uniform(unit.group())) {
+            return Ok(Unit::Integer(unit));
+        }
         match a.dtype {
             DType::F32 if uniform(1) => Ok(Unit::Single),
             DType::Bf16 if pairs && self.target.dot_bf16 => Ok(Unit::Dot),
@@ -117,10 +123,19 @@ impl Lower<'_> {
             let k = k as usize;
             sums = self.steps(part, Index::constant((k / group) as i64), None, sums)?;
             if !k.is_multiple_of(group) {
-                let keep = self.w.ints(Ty::Scalar(Elem::I32), 0xffff);
+                let keep = match part.unit {
+                    Unit::Integer(unit) => unit.keep(k % group).ok_or_else(|| self.ragged(part))?,
+                    _ => 0xffff,
+                };
+                let keep = self.w.ints(Ty::Scalar(Elem::I32), keep);
                 let at = self.at(part, Index::constant((k / group) as i64), Some(keep))?;
                 sums = self.step(part, at, &sums);
             }
+            if let Unit::Integer(unit) = part.unit {
+                sums = self.correct(unit, part, k, sums);
+            }
+        } else if matches!(part.unit, Unit::Integer(_)) {
+            return Err(self.ragged(part));
         } else {
             let up = self.w.add_const(depth, group - 1);
             let count = self.w.div(up, group);
@@ -130,9 +145,13 @@ impl Lower<'_> {
         Ok(self.narrowed(part, &sums))
     }
 
+    fn ragged(&self, part: &Part<'_>) -> Error {
+        self.unsupported(format!("mma of integers {:?} over k that groups do not divide", part.b.shape))
+    }
+
     fn widened(&mut self, sums: &[Ssa]) -> Vec<Ssa> {
         let widen = |v: &Ssa| {
-            let fill = self.w.floats(v.ty, 0.0);
+            let fill = self.w.zero(v.ty);
             self.w.widen(*v, fill, LANES)
         };
         sums.iter().map(widen).collect()
@@ -210,6 +229,9 @@ impl Lower<'_> {
         if unit == Unit::Dot {
             return self.w.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", &[sum, a[0], b[0]], sum.ty);
         }
+        if let Unit::Integer(unit) = unit {
+            return a.iter().zip(b).fold(sum, |sum, (a, b)| self.dot_integers(unit, sum, *a, *b));
+        }
         a.iter().zip(b).fold(sum, |sum, (a, b)| self.w.fma(*a, *b, sum))
     }
 
@@ -217,6 +239,9 @@ impl Lower<'_> {
     fn a_lanes(&mut self, part: &Part<'_>, pa: Ssa, row: usize, keep: Option<Ssa>) -> Vec<Ssa> {
         let inside = self.view_row_inside(part.a, row);
         let p = self.w.at(pa, part.a.address.rows[row]);
+        if let Unit::Integer(unit) = part.unit {
+            return self.a_integers(unit, part.a, p, inside, keep);
+        }
         let mut lane = self.load_scalar(p, Ty::Scalar(part.unit.lane()), &part.a.address, inside);
         if let Some(keep) = keep {
             lane = self.w.binary("arith.andi", lane, keep);
@@ -225,7 +250,7 @@ impl Lower<'_> {
         self.split(part.unit, lanes)
     }
 
-    fn view_row_inside(&mut self, view: &View, row: usize) -> Cond {
+    pub(super) fn view_row_inside(&mut self, view: &View, row: usize) -> Cond {
         let index = row_indices(&view.shape).swap_remove(row);
         self.row_inside(&view.extents, &index)
     }
@@ -268,6 +293,7 @@ impl Lower<'_> {
     fn split(&mut self, unit: Unit, lanes: Ssa) -> Vec<Ssa> {
         match unit {
             Unit::Single => vec![lanes],
+            Unit::Integer(unit) => self.b_integers(unit, lanes),
             Unit::SingleBf16 => vec![super::cast::to_f32(&mut self.w, lanes, DType::Bf16)],
             Unit::Dot => vec![self.w.bitcast(lanes, Ty::Vector(2 * LANES, Elem::Bf16))],
             Unit::Pair => {
@@ -292,7 +318,7 @@ impl Lower<'_> {
 
 /// Whether the rows of a chunk lie next to each other, group by group.
 fn is_line(part: &Part<'_>, (first, width): (usize, usize)) -> bool {
-    let size = (part.unit.group() * part.b.address.size) as i64;
+    let size = part.b.group_bytes(part.unit.group()) as i64;
     let distances = (first..first + width).map(|r| part.b.row_distance(r)).collect::<Option<Vec<i64>>>();
     distances.is_some_and(|d| d.windows(2).all(|w| w[1] - w[0] == size))
 }

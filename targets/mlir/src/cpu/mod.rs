@@ -12,6 +12,7 @@
 mod address;
 mod amx;
 mod cast;
+mod integer;
 mod load;
 mod mma;
 mod operand;

@@ -45,6 +45,11 @@ impl View {
         }
     }
 
+    /// Bytes of `group` adjacent k values.
+    pub(crate) fn group_bytes(&self, group: usize) -> usize {
+        self.dtype.bytes(group)
+    }
+
     /// Constant distance of a row.
     pub(crate) fn row_distance(&self, r: usize) -> Option<i64> {
         self.address.rows[r].as_const()

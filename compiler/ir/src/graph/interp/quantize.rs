@@ -6,6 +6,9 @@
 use super::Tensor;
 use crate::{graph::Quantize, recipe::Part, types::DType};
 
+/// A row whose largest magnitude is below this is scaled as if it had it, so that no scale's inverse is infinite.
+const LEAST: f32 = 1e-30;
+
 /// What rows of activations are quantised to: values, scales, and the groups' sums.
 pub(super) fn rows(x: &Tensor, how: Quantize) -> Vec<Tensor> {
     let k = x.last();
@@ -56,8 +59,8 @@ pub(super) fn weight(of: &Tensor, to: DType, group: Option<usize>, part: Part) -
 
 /// Values and scale where the largest magnitude becomes the type's largest.
 fn symmetric(x: &[f32], to: DType) -> (Vec<f32>, f32) {
-    let largest = x.iter().fold(0f32, |a, x| a.max(x.abs()));
-    let inverse = to.largest() / largest.max(f32::MIN_POSITIVE);
+    let largest = x.iter().fold(LEAST, |a, x| a.max(x.abs()));
+    let inverse = to.largest() / largest;
     (x.iter().map(|x| to.saturate(x * inverse)).collect(), largest / to.largest())
 }
 

@@ -15,7 +15,7 @@ use super::{Block, Inst, Kernel, Stmt, Val, memory, memory::TensorData, verify};
 use crate::{
     diag::Diagnostic,
     expr::Sym,
-    tile::{IndexOp, memory::Elements},
+    tile::{IndexOp, TileType, memory::Elements},
     types::DType,
 };
 use access::{Access, Place};
@@ -184,9 +184,9 @@ impl Machine<'_> {
                 self.store(*tensor, at, *value, *rows)?;
                 return Ok(None);
             }
-            Inst::Full(c) => Value::F32(vec![*c; tile(self).shape.iter().product()].into()),
+            Inst::Full(c) => full(*c, &tile(self)),
             Inst::Iota { start, div } => self.iota(*start, *div, tile(self).shape[0])?,
-            Inst::Mma { a, b, acc } => self.mma(*a, *b, *acc),
+            Inst::Mma { a, b, acc } => self.mma(*a, *b, *acc)?,
             Inst::Map(op, args) => self.map(*op, args),
             Inst::Select { cmp, a, b, x, y } => self.select(*cmp, [*a, *b], [*x, *y]),
             Inst::Cast(v) => self.cast(*v, tile(self).dtype),
@@ -209,6 +209,14 @@ impl Machine<'_> {
             Value::I32(x) => self.tensors[tensor].store_integers(&place, &x, rows),
             Value::Index(_) => unreachable!("a verified kernel stores tiles"),
         }
+    }
+}
+
+fn full(c: f32, ty: &TileType) -> Value {
+    let n = ty.shape.iter().product();
+    match ty.dtype {
+        DType::I32 => Value::I32(vec![c as i32; n].into()),
+        _ => Value::F32(vec![c; n].into()),
     }
 }
 

@@ -14,9 +14,13 @@ impl Machine<'_> {
         tile.map(|t| Value::I32(t.into())).map_err(|_| format!("iota from {start} leaves the range of i32"))
     }
 
-    pub(super) fn mma(&self, a: Val, b: Val, acc: Val) -> Value {
+    pub(super) fn mma(&self, a: Val, b: Val, acc: Val) -> Result<Value, String> {
         let (depth, cols) = (self.shape(a)[1], self.shape(b)[0]);
-        let (a, b, acc) = (self.numbers(a), self.numbers(b), self.numbers(acc));
+        let (a, b) = (self.numbers(a), self.numbers(b));
+        if let Value::I32(acc) = self.get(acc) {
+            return exact(a, b, acc, [depth, cols]);
+        }
+        let acc = self.numbers(acc);
         let element = |(i, start): (usize, &f32)| {
             let row = &a[i / cols * depth..][..depth];
             let col = &b[i % cols * depth..][..depth];
@@ -28,7 +32,7 @@ impl Machine<'_> {
                 }
             }
         };
-        Value::F32(acc.iter().enumerate().map(element).collect())
+        Ok(Value::F32(acc.iter().enumerate().map(element).collect()))
     }
 
     pub(super) fn map(&self, op: MapOp, args: &[Val]) -> Value {
@@ -52,7 +56,9 @@ impl Machine<'_> {
     pub(super) fn cast(&self, v: Val, to: DType) -> Value {
         match self.get(v) {
             Value::I32(x) => Value::F32(x.iter().map(|x| *x as f32).collect()),
-            Value::F32(x) => Value::F32(x.iter().map(|x| to.round(*x)).collect()),
+            Value::F32(x) => {
+                Value::F32(x.iter().map(|x| if to == DType::I8 { to.saturate(*x) } else { to.round(*x) }).collect())
+            }
             Value::Index(i) => Value::Index(*i),
         }
     }
@@ -80,6 +86,17 @@ impl Machine<'_> {
             Value::Index(i) => Value::Index(*i),
         }
     }
+}
+
+/// Products of integers; an error where i32 does not hold a sum.
+fn exact(a: &[f32], b: &[f32], acc: &[i32], [depth, cols]: [usize; 2]) -> Result<Value, String> {
+    let element = |(i, start): (usize, &i32)| {
+        let (row, col) = (&a[i / cols * depth..][..depth], &b[i % cols * depth..][..depth]);
+        let products = row.iter().zip(col).map(|(x, y)| *x as i64 * *y as i64);
+        i32::try_from(i64::from(*start) + products.sum::<i64>())
+    };
+    let sums: Result<Vec<i32>, _> = acc.iter().enumerate().map(element).collect();
+    sums.map(|sums| Value::I32(sums.into())).map_err(|_| "`mma` overflows i32".to_string())
 }
 
 /// Each run of `inner` elements `n` times.

@@ -22,8 +22,12 @@ pub(super) fn legal(info: &ValInfo) -> Rule {
     ensure(!t.shape.contains(&0), || format!("`{name}` is {t}: an empty dimension"))?;
     let size = elements(t);
     ensure(size <= MAX_TILE, || format!("`{name}` has {size} elements, more than {MAX_TILE}"))?;
-    let i32_operand = t.layout == Layout::Operand && t.dtype == DType::I32;
-    let known = matches!(t.dtype, DType::F32 | DType::F16 | DType::Bf16 | DType::I32) && !i32_operand;
+    let known = match t.layout {
+        Layout::Operand => !matches!(t.dtype, DType::I32 | DType::F8e4m3 | DType::F8e5m2),
+        Layout::Reg | Layout::Acc => {
+            matches!(t.dtype, DType::F32 | DType::F16 | DType::Bf16 | DType::I32 | DType::I8)
+        }
+    };
     ensure(known, || format!("`{name}` is {t}: no such element type in this layout"))
 }
 
@@ -164,7 +168,8 @@ impl<'k> Rules<'k> {
         ensure(!c.is_nan(), || "is given NaN".into())?;
         let t = self.tile_result()?;
         let layout = if t.layout == Layout::Operand { Layout::Reg } else { t.layout };
-        self.gives(layout, &t.shape, DType::F32)
+        ensure(t.dtype != DType::I32 || c.fract() == 0.0, || format!("makes no i32 of {c:?}"))?;
+        self.gives(layout, &t.shape, if t.dtype == DType::I32 { DType::I32 } else { DType::F32 })
     }
 
     fn iota(&self, start: Val, div: usize) -> Rule {
@@ -189,10 +194,15 @@ impl<'k> Rules<'k> {
         let ([n, kb], b_type) = self.matrix(b, Layout::Operand)?;
         let (shape, acc_type) = self.matrix(acc, Layout::Acc)?;
         ensure(ka == kb, || format!("contracts a dim 1 ({ka}) with b dim 1 ({kb})"))?;
-        ensure(a_type == b_type, || format!("multiplies {a_type} with {b_type}"))?;
+        let sum = match (a_type, b_type) {
+            (DType::I8, DType::I8 | DType::U8 | DType::U4) => Some(DType::I32),
+            (a, b) if a == b && a.is_float() => Some(DType::F32),
+            _ => None,
+        };
+        let sum = sum.ok_or_else(|| format!("multiplies {a_type} with {b_type}"))?;
         ensure(shape == [m, n], || format!("adds [{m}, {n}] to an accumulator of {shape:?}"))?;
-        ensure(acc_type == DType::F32, || format!("accumulates in f32, not {acc_type}"))?;
-        self.gives(Layout::Acc, &shape, DType::F32)
+        ensure(acc_type == sum, || format!("accumulates in {sum}, not {acc_type}"))?;
+        self.gives(Layout::Acc, &shape, sum)
     }
 
     /// That the tiles agree in layout, shape and element type.
@@ -230,7 +240,8 @@ impl<'k> Rules<'k> {
         let to = self.tile_result()?.dtype;
         let known = matches!(
             (t.dtype, to),
-            (DType::F32, DType::F16 | DType::Bf16) | (DType::F16 | DType::Bf16 | DType::I32, DType::F32)
+            (DType::F32, DType::F16 | DType::Bf16 | DType::I8)
+                | (DType::F16 | DType::Bf16 | DType::I8 | DType::I32, DType::F32)
         );
         ensure(known, || format!("turns {} into {to}, which no rule gives", t.dtype))?;
         self.gives(t.layout, &t.shape, to)
@@ -262,7 +273,7 @@ impl<'k> Rules<'k> {
 
     fn stage(&self, v: Val) -> Rule {
         let t = self.computed(v)?;
-        ensure(t.dtype != DType::I32, || format!("makes no operand of {t}"))?;
+        ensure(t.dtype.is_float(), || format!("makes no operand of {t}"))?;
         self.gives(Layout::Operand, &t.shape, t.dtype)
     }
 
