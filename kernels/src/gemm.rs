@@ -63,7 +63,7 @@ impl Quantized {
     }
 
     /// The value of a weight in groups that stands for zero.
-    fn zero(self) -> f32 {
+    pub(crate) fn zero(self) -> f32 {
         (self.weight.largest() + 1.0) / 2.0
     }
 }

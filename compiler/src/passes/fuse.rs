@@ -56,7 +56,7 @@ fn embed(graph: &mut Graph, n: NodeIndex) -> bool {
         return false;
     }
     let operands = graph.operands(n);
-    replace_by_call(graph, first(n), Call::Embed, &operands);
+    replace_by_call(graph, first(n), Call::Embed { values: None }, &operands);
     true
 }
 

@@ -6,14 +6,15 @@
 //! Invariants:
 //! - weights are quantised from the checkpoint's own numbers, not from what they were rounded to;
 //! - rows of activations are quantised once, however many products read them;
-//! - a weight that anything but a product reads is left as it is for that reader.
+//! - a table of embeddings is quantised where it is also a product's weight, so that it is stored once; another stays as
+//!   it is.
 
 use super::{Diagnostics, add, forget_name};
 use crate::options::QuantizeChoice;
 use petgraph::stable_graph::NodeIndex;
 use rvllm_ir::{
     DType, Diagnostic, TensorType,
-    graph::{Call, Graph, Op, Quantize, ResultInfo, Scales, ValueId, ValueType},
+    graph::{Call, Dequantize, Graph, Op, Quantize, ResultInfo, Scales, ValueId, ValueType},
     recipe::{Part, Recipe},
 };
 
@@ -59,6 +60,9 @@ pub fn quantize(mut graph: Graph, choice: QuantizeChoice) -> Result<Graph, Diagn
     if !errors.is_empty() {
         return Err(Diagnostics(errors));
     }
+    for n in graph.order() {
+        shared_table(&mut graph, n, scheme);
+    }
     for n in products {
         product(&mut graph, n, scheme);
     }
@@ -88,6 +92,24 @@ fn refused(graph: &Graph, n: NodeIndex, scheme: Scheme, choice: QuantizeChoice) 
         _ => return None,
     };
     Some(Diagnostic::new(message, node.loc.clone()))
+}
+
+/// A table that is also a product's weight. Why: it is stored once.
+fn shared_table(graph: &mut Graph, n: NodeIndex, scheme: Scheme) {
+    let (Op::Call(Call::Embed { values: None }), [table, ids]) = (&graph.node(n).op, &graph.operands(n)[..]) else {
+        return;
+    };
+    let (table, ids) = (*table, *ids);
+    if !graph.users(table).iter().any(|(user, operand)| *operand == 1 && is_product(graph, *user)) {
+        return;
+    }
+    let [values, scales] = [Part::Values, Part::Scales].map(|part| weight(graph, table, scheme, part));
+    let (old, loc) = (ValueId { node: n, result: 0 }, graph.node(n).loc.clone());
+    let how = Dequantize { group: scheme.group, out: graph.tensor(old).dtype };
+    let name = forget_name(graph, old);
+    let call = Call::Embed { values: Some(how) };
+    let new = add(graph, Op::Call(call), &[values, ids, scales], &[name], loc);
+    graph.replace(old, ValueId { node: new, result: 0 });
 }
 
 /// Gives a product quantised operands.

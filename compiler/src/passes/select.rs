@@ -134,7 +134,7 @@ impl Selection<'_> {
         let strided = match call {
             Call::Gemm { .. } | Call::RmsNorm { .. } | Call::QuantizeRows(_) => 1,
             Call::RopeKvWrite { .. } => 3,
-            Call::Embed | Call::PagedAttention(_) | Call::LogitStats => 0,
+            Call::Embed { .. } | Call::PagedAttention(_) | Call::LogitStats => 0,
         };
         if i >= strided && self.row(operand).is_some() {
             let name = &self.graph.result(operand).name;

@@ -8,7 +8,7 @@ use rvllm_kernels::{Embed, LogitStats, RmsNorm, embed, logit_stats, rms_norm};
 fn embed_copies_rows() {
     for (vocab, hidden, chunk) in [(7, 5, 4), (3, 16, 8), (9, 3, 64)] {
         for (dtype, table) in [(DType::F32, MemLayout::DENSE), (DType::Bf16, MemLayout::Panel { n: 4, k: 2 })] {
-            let s = Embed { vocab, hidden, dtype, table, chunk };
+            let s = Embed { vocab, hidden, dtype, values: None, table, chunk };
             let ids = [2, 0, 1, 2];
             let rows = Numbers(1).take(vocab * hidden, dtype);
             let mut run = Run::new(embed("embed", &s), Symbols { t: 4, ..Symbols::default() });

@@ -38,7 +38,11 @@ pub fn all(target: &Target) -> Vec<Case> {
         attention::cases(target),
         rows::embed(target),
         rows::rms_norm(target),
-        if target.panel.is_some() { rows::quantize_rows(target) } else { vec![] },
+        if target.panel.is_some() {
+            [rows::embed_values(target), rows::quantize_rows(target)].concat()
+        } else {
+            vec![]
+        },
         rows::logit_stats(),
         rows::rope_kv_write(target),
         math::cases(),

@@ -3,7 +3,7 @@
 use super::{Case, kv_layout, panel, tolerance};
 use crate::launch::{Launch, Symbols};
 use rvllm_ir::{DType, Sym, graph::Quantize, tile::MemLayout};
-use rvllm_kernels::{Embed, KvCache, LogitStats, QuantizeRows, RmsNorm, RopeKvWrite};
+use rvllm_kernels::{Embed, KvCache, LogitStats, QuantizeRows, Quantized, RmsNorm, RopeKvWrite};
 use rvllm_targets::Target;
 
 /// Tables dense and packed.
@@ -12,7 +12,14 @@ pub fn embed(target: &Target) -> Vec<Case> {
     for (i, (vocab, hidden)) in [(7, 5), (40, 64), (70, 200), (33, 96)].into_iter().enumerate() {
         for dtype in [DType::F32, DType::Bf16] {
             for (layout, table) in [("dense", MemLayout::DENSE), ("panel", panel(target, dtype))] {
-                let s = Embed { vocab, hidden, dtype, table, chunk: target.row_chunk.min(hidden.next_power_of_two()) };
+                let s = Embed {
+                    vocab,
+                    hidden,
+                    dtype,
+                    values: None,
+                    table,
+                    chunk: target.row_chunk.min(hidden.next_power_of_two()),
+                };
                 let kernel = rvllm_kernels::embed(&format!("embed_{layout}_{dtype}_{i}"), &s);
                 let launch = Launch::new(kernel, Symbols { t: 5, ..Symbols::default() }, 1);
                 launches.push(Case::new(launch.set_i32("token_ids", &[2, 0, vocab as i32 - 1, 2, 6]), 0.0));
@@ -20,6 +27,26 @@ pub fn embed(target: &Target) -> Vec<Case> {
         }
     }
     launches
+}
+
+/// Tables of values in panels.
+pub fn embed_values(target: &Target) -> Vec<Case> {
+    let mut cases = vec![];
+    let panel = |k| target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k });
+    for (i, (vocab, hidden)) in [(7, 32), (40, 64), (33, 160)].into_iter().enumerate() {
+        for (weight, group) in [(DType::I8, None), (DType::U4, Some(32))] {
+            let values = Some(Quantized { weight, group, scales: panel(1) });
+            let chunk = target.row_chunk.min(hidden);
+            let table = panel(32 / weight.bits());
+            let s = Embed { vocab, hidden, dtype: DType::Bf16, values, table, chunk };
+            let kernel = rvllm_kernels::embed(&format!("embed_{weight}_{i}"), &s);
+            let launch = Launch::new(kernel, Symbols { t: 5, ..Symbols::default() }, 1);
+            let launch = launch.set_i32("token_ids", &[2, 0, vocab as i32 - 1, 2, 6]);
+            let numbers = launch.args[0].numbers().iter().map(|x| (x.abs() * weight.largest()).round()).collect();
+            cases.push(Case::new(launch.set("table", numbers), 0.0));
+        }
+    }
+    cases
 }
 
 /// Rows as values: of a view, and of a norm.

@@ -30,6 +30,11 @@ fn rms_norm_with_and_without_residual_and_rows() {
 }
 
 #[test]
+fn embed_reads_values() {
+    targets().iter().for_each(|target| check(target, &rows::embed_values(target)));
+}
+
+#[test]
 fn rows_and_norms_as_values() {
     targets().iter().for_each(|target| check(target, &rows::quantize_rows(target)));
 }

@@ -17,7 +17,7 @@ pub mod print;
 pub mod verify;
 
 use crate::{diag::Loc, types::TensorType};
-pub use op::{Attention, Call, Epilogue, Input, Op, Parallel, Quantize, Scales};
+pub use op::{Attention, Call, Dequantize, Epilogue, Input, Op, Parallel, Quantize, Scales};
 use petgraph::{
     Direction,
     stable_graph::{NodeIndex, StableDiGraph},

@@ -135,6 +135,15 @@ impl Quantize {
     }
 }
 
+/// How values become numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Dequantize {
+    /// Columns that share a scale; a whole row where absent.
+    pub group: Option<usize>,
+    /// Element type of the numbers.
+    pub out: DType,
+}
+
 /// Which scales the operands of a product come with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Scales {
@@ -162,8 +171,12 @@ impl Scales {
 /// A call of one kernel: what `fuse` makes of the tensor operations.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Call {
-    /// `(table [V, H], token_ids [T]) -> [T, H]`.
-    Embed,
+    /// `(table [V, H], token_ids [T], table_scale?) -> [T, H]`, where a table of values has the scales that it has as a
+    /// product's weight: `[V]f32`, or `[V, H/group]f16`.
+    Embed {
+        /// Which scales a table of values has.
+        values: Option<Dequantize>,
+    },
     /// `(x, residual?, weight [H], indices [L]?) -> (normed, sum?)`: `sum = x + residual` where `residual`,
     /// else only `normed` of `x`; where `rows`, row `i` of the results is that of row `indices[i]`; where `quantize`, what
     /// [`Call::QuantizeRows`] makes of `normed` stands in its place.
@@ -211,7 +224,7 @@ impl Call {
     /// The kernel's name in text: `call @<name>`.
     pub fn name(&self) -> &'static str {
         match self {
-            Call::Embed => "embed",
+            Call::Embed { .. } => "embed",
             Call::RmsNorm { .. } => "rms_norm",
             Call::QuantizeRows(_) => "quantize_rows",
             Call::Gemm { .. } => "gemm",

@@ -3,7 +3,7 @@
 //! One statement per line, in dependency order, result types always written:
 //! `y = linear x, w, b {parallel = cols} : [T, 4096]bf16`. A call's operands stand in parentheses.
 
-use super::{Attention, Call, Epilogue, Graph, Op, Parallel, Quantize, Scales, ValueId};
+use super::{Attention, Call, Dequantize, Epilogue, Graph, Op, Parallel, Quantize, Scales, ValueId};
 use crate::types::DType;
 use petgraph::graph::NodeIndex;
 use std::fmt;
@@ -61,7 +61,11 @@ fn attributes(op: &Op) -> Vec<String> {
 
 fn call_attributes(call: &Call) -> Vec<String> {
     match call {
-        Call::Embed | Call::LogitStats => vec![],
+        Call::Embed { values: None } | Call::LogitStats => vec![],
+        Call::Embed { values: Some(Dequantize { group, out }) } => {
+            let scales = group.map_or(Scales::Rows, Scales::Groups);
+            scales_of(scales).into_iter().chain([format!("out = {out}")]).collect()
+        }
         Call::RmsNorm { eps, residual, rows, quantize: how } => {
             let mut attrs = vec![format!("eps = {eps:?}")];
             attrs.extend(residual.then(|| "residual".to_string()));
@@ -99,12 +103,15 @@ fn gemm(epilogue: Epilogue, scales: Scales, out: DType) -> Vec<String> {
     let Epilogue { bias, silu_mul, residual } = epilogue;
     let flags = [(bias, "bias"), (silu_mul, "silu_mul"), (residual, "residual")];
     let flags = flags.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_string());
-    let scales = match scales {
+    flags.chain(scales_of(scales)).chain([format!("out = {out}")]).collect()
+}
+
+fn scales_of(scales: Scales) -> Option<String> {
+    match scales {
         Scales::None => None,
         Scales::Rows => Some("scales = rows".to_string()),
         Scales::Groups(n) => Some(format!("scales = {n}")),
-    };
-    flags.chain(scales).chain([format!("out = {out}")]).collect()
+    }
 }
 
 fn attend(a: &Attention) -> Vec<String> {

@@ -5,7 +5,7 @@ use crate::passes::bucket::bucket;
 use petgraph::stable_graph::NodeIndex;
 use rvllm_ir::{
     DType, Dim, Sym, TensorType,
-    graph::{Attention, Call, Epilogue, Quantize, Scales, ValueId},
+    graph::{Attention, Call, Dequantize, Epilogue, Quantize, Scales, ValueId},
     tile::{MemLayout, PAD_ROWS},
 };
 use rvllm_kernels::{
@@ -27,7 +27,7 @@ impl Selection<'_> {
     pub(super) fn choices(&mut self, n: NodeIndex, call: &Call) -> Result<Vec<Choice>, String> {
         let spec = match call {
             Call::Gemm { epilogue, scales, out } => return self.gemm(n, *epilogue, *scales, *out),
-            Call::Embed => self.embed(n)?,
+            Call::Embed { values } => self.embed(n, *values)?,
             Call::RmsNorm { .. } => self.rms_norm(n, call)?,
             Call::QuantizeRows(how) => self.quantize_rows(n, *how)?,
             Call::RopeKvWrite { attention, qk_norm, rope_dim } => {
@@ -68,7 +68,7 @@ impl Selection<'_> {
         self.target.row_chunk.min(n.next_power_of_two())
     }
 
-    fn embed(&self, n: NodeIndex) -> Result<Spec, String> {
+    fn embed(&self, n: NodeIndex, values: Option<Dequantize>) -> Result<Spec, String> {
         self.rows_along(n, 1, Sym::T)?;
         let table = self.operand(n, 0)?;
         let ty = self.graph.tensor(table);
@@ -76,9 +76,10 @@ impl Selection<'_> {
         Ok(Spec::Embed(Embed {
             vocab,
             hidden: self.columns(table)?,
-            dtype: ty.dtype,
+            dtype: values.map_or(ty.dtype, |how| how.out),
+            values: values.map(|how| self.quantized_as(ty.dtype, how.group, n, 2)).transpose()?,
             table: self.weight_layout(table),
-            chunk: self.chunk(self.columns(table)?),
+            chunk: self.chunk(self.columns(table)?).next_multiple_of(values.and_then(|how| how.group).unwrap_or(1)),
         }))
     }
 
@@ -142,9 +143,12 @@ impl Selection<'_> {
             Scales::Rows => None,
             Scales::Groups(group) => Some(group),
         };
-        let weight = self.tensor(n, 1)?.dtype;
-        let scales = self.weight_layout(self.operand(n, epilogue.operands() + 1)?);
-        Ok(Some(Quantized { weight, group, scales }))
+        self.quantized_as(self.tensor(n, 1)?.dtype, group, n, epilogue.operands() + 1).map(Some)
+    }
+
+    /// Values whose scales are operand `i`.
+    fn quantized_as(&self, weight: DType, group: Option<usize>, n: NodeIndex, i: usize) -> Result<Quantized, String> {
+        Ok(Quantized { weight, group, scales: self.weight_layout(self.operand(n, i)?) })
     }
 
     /// A product without its tile sizes.
@@ -276,7 +280,10 @@ fn tiled(numbers: &Gemm, row: &GemmRow) -> Gemm {
 /// A kernel's name in object code: its numbers, as far as they tell kernels of one model apart.
 pub(super) fn symbol(spec: &Spec) -> String {
     match spec {
-        Spec::Embed(s) => format!("embed_{}_v{}_h{}", s.dtype, s.vocab, s.hidden),
+        Spec::Embed(s) => {
+            let values = s.values.map_or(String::new(), |q| format!("_{}", weight_name(q)));
+            format!("embed_{}{values}_v{}_h{}", s.dtype, s.vocab, s.hidden)
+        }
         Spec::RmsNorm(s) => {
             let (sum, rows) = (flag(s.residual, "_res"), flag(s.rows, "_rows"));
             let values = s.quantize.map_or(String::new(), values);
@@ -307,13 +314,16 @@ fn gemm_symbol(s: &Gemm) -> String {
     let epilogue = [flag(bias, "_bias"), flag(silu_mul, "_silu"), flag(residual, "_res")].concat();
     let dtype = match s.quantized {
         None => s.dtype.to_string(),
-        Some(Quantized { weight, group, scales: _ }) => {
-            weight.to_string() + &group.map_or(String::new(), |n| format!("g{n}"))
-        }
+        Some(q) => weight_name(q),
     };
     let out = if s.quantized.is_none() && s.out == s.dtype { String::new() } else { format!("_{}", s.out) };
     let (m, rows) = (s.m.name().to_lowercase(), s.block_m);
     format!("gemm_{dtype}_{m}{rows}_n{}_k{}{epilogue}{out}{}", s.n, s.k, view(s.a))
+}
+
+fn weight_name(q: Quantized) -> String {
+    let Quantized { weight, group, scales: _ } = q;
+    weight.to_string() + &group.map_or(String::new(), |n| format!("g{n}"))
 }
 
 fn values(how: Quantize) -> String {

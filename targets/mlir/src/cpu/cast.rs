@@ -23,7 +23,7 @@ pub(crate) fn to_f32(w: &mut Writer, v: Ssa, dtype: DType) -> Ssa {
             let half = w.bitcast(v, v.ty.with(Elem::F16));
             w.convert("arith.extf", half, v.ty.with(Elem::F32))
         }
-        DType::I8 | DType::U8 => {
+        DType::I8 | DType::U8 | DType::U4 => {
             let extend = if dtype == DType::I8 { "arith.extsi" } else { "arith.extui" };
             let wide = w.convert(extend, v, v.ty.with(Elem::I32));
             w.convert("arith.sitofp", wide, v.ty.with(Elem::F32))

@@ -32,7 +32,11 @@ impl Lower<'_> {
         for (r, index) in row_indices(shape).iter().enumerate() {
             let row = self.row_inside(&extents, index);
             for (first, width) in chunks(shape) {
-                let raw = self.load_lanes(&address, r, &Lanes { first, width, extent: last, row }, elem(dtype));
+                let lanes = Lanes { first, width, extent: last, row };
+                let raw = match dtype {
+                    DType::U4 => self.load_nibbles(&address, r, &lanes)?,
+                    _ => self.load_lanes(&address, r, &lanes, elem(dtype)),
+                };
                 vecs.push(cast::to_f32(&mut self.w, raw, dtype));
             }
         }
@@ -64,6 +68,31 @@ impl Lower<'_> {
             elements.extend((0..width).map(|lane| self.w.extract(numbers, lane)));
         }
         Some(self.w.tile_of(shape, DType::F32, &elements))
+    }
+
+    /// Values of 4 bits as bytes: eight of a 32-bit lane, whose low nibbles come first.
+    fn load_nibbles(&mut self, a: &Address, row: usize, lanes: &Lanes) -> Result<Ssa, Error> {
+        const GROUP: usize = 8;
+        let whole = lanes.first.is_multiple_of(GROUP) && lanes.width.is_multiple_of(GROUP);
+        if !whole || !matches!(a.columns, Columns::Grouped { k: GROUP, .. }) {
+            return Err(self.unsupported("values of 4 bits that are not taken by eight"));
+        }
+        let start = self.w.at(a.base, a.rows[row]);
+        let mut items = vec![];
+        for c in (lanes.first..lanes.first + lanes.width).step_by(GROUP) {
+            let inside = self.w.inside(lanes.extent, c);
+            let inside = self.w.both(inside, lanes.row);
+            let column = self.column(a, c);
+            let p = self.w.at(start, column);
+            let low = self.load_scalar(p, Ty::Scalar(Elem::I32), a, inside);
+            let four = self.w.ints(low.ty, 4);
+            let high = self.w.binary("arith.shrui", low, four);
+            items.extend([low, high]);
+        }
+        let packed = self.w.vector_of(&items);
+        let mask = self.w.ints(packed.ty, 0x0f0f_0f0f);
+        let bytes = self.w.binary("arith.andi", packed, mask);
+        Ok(self.w.bitcast(bytes, Ty::Vector(lanes.width, Elem::I8)))
     }
 
     fn load_lanes(&mut self, a: &Address, row: usize, lanes: &Lanes, elem: Elem) -> Ssa {

@@ -10,7 +10,11 @@ use crate::graph::{Attention, Call, Epilogue, Quantize, Scales, op::STATS_BLOCK}
 /// Results of `call`; as [`ops::evaluate`]: the graph is legal, KV operands are left out.
 pub(super) fn evaluate(call: &Call, operands: &[&Tensor], kv: &mut KvState) -> Result<Vec<Tensor>, Error> {
     match call {
-        Call::Embed => Ok(vec![ops::gather(operands[0], operands[1])?]),
+        Call::Embed { values: None } => Ok(vec![ops::gather(operands[0], operands[1])?]),
+        Call::Embed { values: Some(how) } => {
+            let table = quantize::numbers(operands[0], how.group.unwrap_or(operands[0].last()), operands[2]);
+            Ok(vec![ops::gather(&table, operands[1])?])
+        }
         Call::RmsNorm { eps, residual, rows, quantize } => rms_norm(operands, *eps, *residual, *rows, *quantize),
         Call::QuantizeRows(how) => Ok(quantize::rows(operands[0], *how)),
         Call::Gemm { epilogue, scales, .. } => Ok(vec![gemm(operands, *epilogue, *scales)]),

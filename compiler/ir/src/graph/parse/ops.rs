@@ -2,7 +2,7 @@
 
 use crate::{
     diag::Loc,
-    graph::{Attention, Call, Epilogue, Input, Op, Parallel, Quantize, Scales},
+    graph::{Attention, Call, Dequantize, Epilogue, Input, Op, Parallel, Quantize, Scales},
     recipe::Recipe,
     rope::Rope,
     text::{Attrs, Cursor, Read, Token},
@@ -74,7 +74,7 @@ fn call<'a>(c: &mut Cursor<'a>) -> Read<(Op, Vec<Operand<'a>>)> {
     let operands = c.list(')', operand)?;
     let mut attrs = attributes(c)?;
     let call = match kernel {
-        "embed" => Call::Embed,
+        "embed" => embed(&mut attrs)?,
         "rms_norm" => rms_norm(&mut attrs)?,
         "quantize_rows" => Call::QuantizeRows(quantize(&mut attrs)?.ok_or_else(|| missing_to(at))?),
         "gemm" => gemm(&mut attrs)?,
@@ -115,6 +115,16 @@ fn rms_norm(a: &mut Attrs<'_>) -> Read<Call> {
 
 fn missing_to(at: Loc) -> crate::Diagnostic {
     crate::Diagnostic::new("attribute `to` is missing", Some(at))
+}
+
+/// A table of numbers, or of values where `scales` is there.
+fn embed(a: &mut Attrs<'_>) -> Read<Call> {
+    let group = match scales(a)? {
+        Scales::None => return Ok(Call::Embed { values: None }),
+        Scales::Rows => None,
+        Scales::Groups(n) => Some(n),
+    };
+    Ok(Call::Embed { values: Some(Dequantize { group, out: a.required_dtype("out")? }) })
 }
 
 /// How rows are quantised, where `to` is there.

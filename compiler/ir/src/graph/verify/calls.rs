@@ -6,19 +6,43 @@ use super::{
 };
 use crate::{
     expr::Sym,
-    graph::{Attention, Call, Epilogue, Quantize, Scales, ValueType, op::STATS_BLOCK},
+    graph::{Attention, Call, Dequantize, Epilogue, Quantize, Scales, ValueType, op::STATS_BLOCK},
     types::{DType, Dim, TensorType},
 };
 
 pub(super) fn infer(call: &Call, o: Operands<'_>) -> Inferred {
     match call {
-        Call::Embed => gather(o),
+        Call::Embed { values: None } => gather(o),
+        Call::Embed { values: Some(how) } => embed_values(o, *how),
         Call::RmsNorm { residual, rows, quantize, .. } => rms_norm(o, *residual, *rows, *quantize),
         Call::QuantizeRows(how) => o.count(1).and_then(|()| quantized(o, o.numbers(0, "x")?, *how)),
         Call::Gemm { epilogue, scales, out } => gemm(o, *epilogue, *scales, *out),
         Call::RopeKvWrite { attention, qk_norm, rope_dim } => rope_kv_write(o, attention, qk_norm.is_some(), *rope_dim),
         Call::PagedAttention(attention) => paged_attention(o, attention),
         Call::LogitStats => logit_stats(o),
+    }
+}
+
+fn embed_values(o: Operands<'_>, how: Dequantize) -> Inferred {
+    o.count(3)?;
+    let (table, ids) = (o.tensor(0, "table")?, o.indices(1, "ids")?);
+    let [v, Dim::Const(h)] = table.dims[..] else {
+        return Err(format!("`{}` needs a table [V, H] of values, not {table}", o.op));
+    };
+    let fits = match how.group {
+        None => {
+            o.exactly(2, "table_scale", &TensorType::new([v], DType::F32))?;
+            matches!(table.dtype, DType::I8 | DType::F8e4m3)
+        }
+        Some(group) => {
+            let groups = Dim::Const(groups(o, h, group)?);
+            o.exactly(2, "table_scale", &TensorType::new([v, groups], DType::F16))?;
+            matches!(table.dtype, DType::U4 | DType::U8)
+        }
+    };
+    match fits {
+        true => one([ids, Dim::Const(h)], how.out),
+        false => Err(format!("`{}` reads no values of {}", o.op, table.dtype)),
     }
 }
 
