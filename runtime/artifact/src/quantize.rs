@@ -87,38 +87,73 @@ fn level<const ZERO: i32>(x: f32, inverse: f32) -> f32 {
     (x * inverse).round_ties_even().clamp(-ZERO as f32, (ZERO - 1) as f32)
 }
 
-/// The f16 scale, of those that make an integer of the number of the largest magnitude, with the smallest squared error:
-/// the lowest level first, then the highest of both signs; of equals the first.
+/// Levels that the number of the largest magnitude may take, the lowest first: then those around the ends of the range,
+/// and of 4 bits every other, so that whatever 4-bit values made the numbers is found.
+const LEVELS: [f32; 18] =
+    [7.0, 7.5, -7.5, -8.5, -9.0, -7.0, 6.0, -6.0, 5.0, -5.0, 4.0, -4.0, 3.0, -3.0, 2.0, -2.0, 1.0, -1.0];
+/// How many of them are worth refining.
+const REFINED: usize = 6;
+
+/// The f16 scale with the smallest squared error of those that [`LEVELS`] give and of their least-squares refinements; of
+/// equals the first.
 fn best_scale<const ZERO: i32>(numbers: &[f32]) -> f32 {
     let extreme = numbers.iter().fold(0f32, |a, x| if x.abs() > a.abs() { *x } else { a });
-    let scale = |level: i32| f16::from_f32(extreme / level as f32).to_f32();
-    let mut best = scale(-ZERO);
-    let mut least = error::<ZERO>(numbers, best);
-    let lowest = if ZERO == 8 { 1 } else { ZERO - 1 };
-    for level in (lowest..ZERO).rev().flat_map(|level| [level, -level]) {
-        if least == 0.0 {
+    let mut best = Best { scale: round(extreme / -ZERO as f32), error: f32::INFINITY };
+    best.offer::<ZERO>(numbers, best.scale);
+    let more: &[f32] = if ZERO == 8 { &LEVELS } else { &[(ZERO - 1) as f32, 1.0 - ZERO as f32] };
+    if best.error > 0.0 {
+        best.offer::<ZERO>(numbers, refined::<ZERO>(numbers, best.scale));
+    }
+    for (i, level) in more.iter().enumerate() {
+        if best.error == 0.0 {
             break;
         }
-        let other = scale(level);
-        let found = error::<ZERO>(numbers, other);
-        if found < least {
-            (best, least) = (other, found);
+        let scale = round(extreme / level);
+        best.offer::<ZERO>(numbers, scale);
+        if i < REFINED && best.error > 0.0 {
+            best.offer::<ZERO>(numbers, refined::<ZERO>(numbers, scale));
         }
     }
-    best
+    best.scale
 }
 
-/// Squared error, in a fixed order that vector units can follow.
-fn error<const ZERO: i32>(numbers: &[f32], scale: f32) -> f32 {
+fn round(scale: f32) -> f32 {
+    f16::from_f32(scale).to_f32()
+}
+
+/// The best scale so far.
+struct Best {
+    scale: f32,
+    error: f32,
+}
+
+impl Best {
+    fn offer<const ZERO: i32>(&mut self, numbers: &[f32], scale: f32) {
+        let inverse = inverse(scale);
+        let error = sum(numbers, |x| {
+            let difference = x - level::<ZERO>(x, inverse) * scale;
+            difference * difference
+        });
+        if error < self.error {
+            *self = Best { scale, error };
+        }
+    }
+}
+
+/// The scale with which the levels that `scale` gives have the smallest squared error.
+fn refined<const ZERO: i32>(numbers: &[f32], scale: f32) -> f32 {
     let inverse = inverse(scale);
-    let squared = |x: f32| {
-        let difference = x - level::<ZERO>(x, inverse) * scale;
-        difference * difference
-    };
+    let level = |x: f32| level::<ZERO>(x, inverse);
+    let squares = sum(numbers, |x| level(x) * level(x));
+    if squares == 0.0 { scale } else { round(sum(numbers, |x| x * level(x)) / squares) }
+}
+
+/// A sum in a fixed order that vector units can follow.
+fn sum(numbers: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let (lanes, rest) = numbers.as_chunks::<16>();
     let mut sums = [0f32; 16];
     for lane in lanes {
-        sums.iter_mut().zip(lane).for_each(|(sum, x)| *sum += squared(*x));
+        sums.iter_mut().zip(lane).for_each(|(sum, x)| *sum += term(*x));
     }
-    sums.iter().sum::<f32>() + rest.iter().map(|x| squared(*x)).sum::<f32>()
+    sums.iter().sum::<f32>() + rest.iter().map(|x| term(*x)).sum::<f32>()
 }

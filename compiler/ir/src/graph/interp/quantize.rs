@@ -45,8 +45,8 @@ pub(super) fn weight(of: &Tensor, to: DType, group: Option<usize>, part: Part) -
         return None;
     }
     let quantized = of.floats().chunks_exact(run).map(|run| match to {
-        DType::U4 => grouped(run, 8),
-        DType::U8 => grouped(run, 128),
+        DType::U4 => grouped(run, 8.0),
+        DType::U8 => grouped(run, 128.0),
         _ => symmetric(run, to),
     });
     let (values, scales): (Vec<Vec<f32>>, Vec<f32>) = quantized.unzip();
@@ -64,29 +64,57 @@ fn symmetric(x: &[f32], to: DType) -> (Vec<f32>, f32) {
     (x.iter().map(|x| to.saturate(x * inverse)).collect(), largest / to.largest())
 }
 
-/// Unsigned values around `zero` and the f16 scale, of those that map the number of the largest magnitude to an integer
-/// and the best of them, the one with the smallest squared error; of equals the first.
-fn grouped(x: &[f32], zero: i32) -> (Vec<f32>, f32) {
+/// Levels that the number of the largest magnitude may take beside the lowest, of 4 bits.
+const LEVELS: [f32; 18] =
+    [7.0, 7.5, -7.5, -8.5, -9.0, -7.0, 6.0, -6.0, 5.0, -5.0, 4.0, -4.0, 3.0, -3.0, 2.0, -2.0, 1.0, -1.0];
+/// How many of them are refined.
+const REFINED: usize = 6;
+
+/// Unsigned values around `zero` and the f16 scale, of those that map the number of the largest magnitude to one of some
+/// levels and their least-squares refinements the one with the smallest squared error; of equals the first.
+fn grouped(x: &[f32], zero: f32) -> (Vec<f32>, f32) {
     let extreme = x.iter().fold(0f32, |a, x| if x.abs() > a.abs() { *x } else { a });
-    let quantize = |scale: f32| -> (Vec<f32>, f32, f32) {
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let level = |x: &f32| (x * inverse).round_ties_even().clamp(-zero as f32, (zero - 1) as f32);
-        let levels: Vec<f32> = x.iter().map(level).collect();
-        let error = x.iter().zip(&levels).fold(0f32, |sum, (x, q)| sum + (x - q * scale) * (x - q * scale));
-        (levels, scale, error)
+    let levels: &[f32] = if zero == 8.0 { &LEVELS } else { &[zero - 1.0, 1.0 - zero] };
+    let lowest = DType::F16.round(extreme / -zero);
+    let mut scales = vec![lowest, refined(x, zero, lowest)];
+    for (i, level) in levels.iter().enumerate() {
+        let scale = DType::F16.round(extreme / level);
+        scales.push(scale);
+        scales.extend((i < REFINED).then(|| refined(x, zero, scale)));
+    }
+    let error = |scale: f32| {
+        let levels = levels_of(x, zero, scale);
+        sum(x.iter().zip(levels).map(|(x, q)| (x - q * scale) * (x - q * scale)).collect())
     };
-    let mut best = quantize(DType::F16.round(extreme / -zero as f32));
-    for level in candidates(zero) {
-        let other = quantize(DType::F16.round(extreme / level as f32));
-        if other.2 < best.2 {
-            best = other;
+    let mut best = (lowest, error(lowest));
+    for scale in scales {
+        let found = error(scale);
+        if found < best.1 {
+            best = (scale, found);
         }
     }
-    (best.0.iter().map(|q| q + zero as f32).collect(), best.1)
+    (levels_of(x, zero, best.0).iter().map(|q| q + zero).collect(), best.0)
 }
 
-/// Levels that the extreme may take beside the lowest: all of 4 bits, the highest of 8.
-fn candidates(zero: i32) -> impl Iterator<Item = i32> {
-    let least = if zero == 8 { 1 } else { zero - 1 };
-    (least..zero).rev().flat_map(move |level| [level, -level])
+fn levels_of(x: &[f32], zero: f32, scale: f32) -> Vec<f32> {
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    x.iter().map(|x| (x * inverse).round_ties_even().clamp(-zero, zero - 1.0)).collect()
+}
+
+/// The scale with which the levels that `scale` gives have the smallest squared error.
+fn refined(x: &[f32], zero: f32, scale: f32) -> f32 {
+    let levels = levels_of(x, zero, scale);
+    let squares = sum(levels.iter().map(|q| q * q).collect());
+    let products = sum(x.iter().zip(&levels).map(|(x, q)| x * q).collect());
+    if squares == 0.0 { scale } else { DType::F16.round(products / squares) }
+}
+
+/// Sixteen sums side by side, then their sum: the order that makes scales those of an artifact.
+fn sum(terms: Vec<f32>) -> f32 {
+    let (lanes, rest) = terms.as_chunks::<16>();
+    let mut sums = [0f32; 16];
+    for lane in lanes {
+        sums.iter_mut().zip(lane).for_each(|(sum, x)| *sum += x);
+    }
+    sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
