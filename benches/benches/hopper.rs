@@ -30,6 +30,7 @@ fn spec((_, n, k, silu_mul, residual): Shape, [block_m, block_n, block_k, stages
         a: MemLayout::DENSE,
         weight: MemLayout::Blocks { k: 64 },
         out,
+        result: MemLayout::DENSE,
         epilogue: Epilogue { bias: false, silu_mul, residual },
         block_m,
         block_n,

@@ -33,6 +33,7 @@ fn kernel(target: &Target, t: usize, (n, k, gated): (usize, usize, bool)) -> rvl
         a: MemLayout::DENSE,
         weight: target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: 2 }),
         out: DType::Bf16,
+        result: MemLayout::DENSE,
         epilogue: Epilogue { bias: false, silu_mul: gated, residual: false },
         block_m: row.block_m,
         block_n: row.block_n,

@@ -33,6 +33,8 @@ pub struct Gemm {
     pub weight: MemLayout,
     /// Element type of the result and the residual.
     pub out: DType,
+    /// How the result lies.
+    pub result: MemLayout,
     /// What happens before the store.
     pub epilogue: Epilogue,
     /// Rows of the accumulator tile.
@@ -112,7 +114,7 @@ pub fn gemm(name: &str, s: &Gemm) -> Kernel {
     let bias = s.epilogue.bias.then(|| k.weight("bias", gated(s, &[s.n], s.dtype)));
     let residual = s.epilogue.residual.then(|| k.input("residual", matrix(s.n, s.out)));
     let scales = s.quantized.map(|q| scale_params(&mut k, s, q));
-    let c = k.output("c", matrix(s.n, s.out));
+    let c = k.tensor("c", matrix(s.n, s.out), s.result, Access::Out);
 
     let n = k.grid("n", s.n.div_ceil(s.block_n) as i64);
     let m = k.grid("m", Expr::from(s.m).ceil_div(s.block_m as i64));

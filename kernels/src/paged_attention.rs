@@ -27,7 +27,7 @@ use rvllm_ir::{
     tile::{
         Access, Cmp, Kernel, KernelBuilder, Layout,
         MapOp::{Add, Div, Exp, Max, Mul, Sub, Tanh},
-        ReduceOp, Val,
+        MemLayout, ReduceOp, Val,
         builder::TensorRef,
     },
 };
@@ -56,6 +56,8 @@ pub struct PagedAttention {
     pub stages: usize,
     /// How a sequence is cut, where it is.
     pub split: Option<Split>,
+    /// How the result lies: with panels as the matrix `[T, H·D]` that it is to a product.
+    pub result: MemLayout,
 }
 
 /// How the blocks of a sequence are dealt out.
@@ -118,7 +120,13 @@ pub fn paged_attention(name: &str, s: &PagedAttention) -> Kernel {
         seq_lens: k.input("seq_lens", list(Sym::R.into())),
     };
     let block_table = k.input("block_table", TensorType::new([Sym::R, Sym::M], DType::I32));
-    let out = k.output("out", heads);
+    let out = match s.result {
+        MemLayout::Strided { .. } => heads,
+        MemLayout::Panel { .. } | MemLayout::Blocks { .. } => {
+            TensorType::new([Dim::Sym(Sym::T), Dim::Const(s.heads * d)], s.cache.dtype)
+        }
+    };
+    let out = k.tensor("out", out, s.result, Access::Out);
 
     let head = k.grid("head", s.cache.kv_heads as i64);
     let tile = k.grid("tile", Sym::Q);
@@ -163,8 +171,17 @@ impl Tensors {
             Some(split) => program.attend_parts(k, s, bounds, split),
         };
         let o = softmax.finish(k);
-        let o = k.reshape(o, &[s.pass, group, d]);
-        k.store_rows(self.out, &[start, first, zero], o, Some(tokens));
+        match s.result {
+            MemLayout::Strided { .. } => {
+                let o = k.reshape(o, &[s.pass, group, d]);
+                k.store_rows(self.out, &[start, first, zero], o, Some(tokens));
+            }
+            MemLayout::Panel { .. } | MemLayout::Blocks { .. } => {
+                let o = k.reshape(o, &[s.pass, group * d]);
+                let column = k.scale(first, d);
+                k.store_rows(self.out, &[start, column], o, Some(tokens));
+            }
+        }
     }
 }
 

@@ -24,6 +24,8 @@ pub struct RmsNorm {
     pub dtype: DType,
     /// How x lies: strided where it is a view.
     pub x: MemLayout,
+    /// How the normed rows lie.
+    pub normed: MemLayout,
     /// Added to the mean of squares.
     pub eps: f32,
     /// Whether a residual is added first and the sum returned.
@@ -69,7 +71,7 @@ pub fn rms_norm(name: &str, s: &RmsNorm) -> Kernel {
     let weight = k.weight("weight", TensorType::new([s.n], s.dtype));
     let indices = s.rows.then(|| k.input("indices", TensorType::new([Sym::L], DType::I32)));
     let normed = match s.quantize {
-        None => Normed::Numbers(k.output("normed", matrix(rows))),
+        None => Normed::Numbers(k.tensor("normed", matrix(rows), s.normed, Access::Out)),
         Some(how) => Normed::Values(Quantized::params(&mut k, rows, s.n, how)),
     };
     let sum = s.residual.then(|| k.output("sum", matrix(rows)));

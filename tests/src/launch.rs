@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test that launches")]
 
+use crate::tiles;
 use rvllm_ir::{
     DType, Sym,
     tile::{
@@ -13,7 +14,8 @@ use rvllm_ir::{
         verify::verify,
     },
 };
-use rvllm_mlir::{compile, link};
+
+use rvllm_mlir::{Object, Part, compile, link};
 use rvllm_targets::Target;
 use std::io::Write;
 
@@ -205,7 +207,13 @@ pub struct Code {
 impl Code {
     /// Compiles, links and loads.
     pub fn new(kernels: &[Kernel], target: &Target) -> Code {
-        let object = compile(kernels, target).unwrap_or_else(|e| panic!("{}: {e}", target.name));
+        let object = if runs_here(target) {
+            compile(kernels, target).unwrap_or_else(|e| panic!("{}: {e}", target.name))
+        } else {
+            let dir = tempfile::tempdir().unwrap();
+            let part = |k: &Kernel| Part { bytes: tiles::object(k, target, dir.path()), launch: None };
+            Object { parts: kernels.iter().map(part).collect() }
+        };
         let bytes = link(&object, target).unwrap_or_else(|e| panic!("{}: {e}", target.name));
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
@@ -226,9 +234,19 @@ impl Code {
 
 /// Targets whose code runs on this machine.
 pub fn targets() -> Vec<Target> {
-    let all: Vec<Target> = rvllm_targets::all().into_iter().filter(|t| t.runs_here(&has)).collect();
+    let all: Vec<Target> = rvllm_targets::all().into_iter().filter(runs_here).collect();
     assert!(!all.is_empty(), "no target runs on this machine");
     all
+}
+
+fn runs_here(target: &Target) -> bool {
+    target.runs_here(&has)
+}
+
+/// Targets whose code can be tried on this machine: AMX without AMX, too.
+pub fn tried() -> Vec<Target> {
+    let amx = rvllm_targets::all().into_iter().filter(|t| t.amx_bf16 && !runs_here(t) && tiles::can_emulate());
+    targets().into_iter().chain(amx).collect()
 }
 
 /// Whether code that needs this feature runs: AMX also needs the operating system's leave.

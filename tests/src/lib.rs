@@ -13,3 +13,4 @@ pub mod filetest;
 pub mod gguf;
 pub mod launch;
 pub mod model;
+pub mod tiles;

@@ -86,11 +86,14 @@ fn lifetimes(program: &Program) -> Vec<[u32; 2]> {
     live.into_iter().map(Option::unwrap_or_default).collect()
 }
 
+/// Rows that a panel of activations may have: buffers hold whole panels.
+const PANEL_ROWS: u64 = 16;
+
 /// Size of a tensor at the largest step; token dimensions have padding rows.
 fn bytes(ty: &TensorType, limits: &Limits) -> u64 {
     let rows = |d: &Dim| match d {
         Dim::Const(n) => *n as u64,
-        symbolic => limits.largest(symbolic) + PAD_ROWS as u64,
+        symbolic => (limits.largest(symbolic) + PAD_ROWS as u64).next_multiple_of(PANEL_ROWS),
     };
     let elements: u64 = ty.dims.iter().map(rows).product();
     (elements * ty.dtype.bits() as u64).div_ceil(8)

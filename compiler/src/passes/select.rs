@@ -151,6 +151,14 @@ impl Selection<'_> {
         }
     }
 
+    /// Layout of what a product multiplies.
+    fn matrix(&self, value: ValueId) -> MemLayout {
+        match self.activation_layout(value) {
+            panel @ MemLayout::Panel { .. } => panel,
+            MemLayout::Strided { .. } | MemLayout::Blocks { .. } => self.strided(value),
+        }
+    }
+
     /// Layout of a matrix operand.
     fn strided(&self, value: ValueId) -> MemLayout {
         MemLayout::Strided { row: self.row(value) }

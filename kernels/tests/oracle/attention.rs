@@ -1,7 +1,7 @@
 //! `paged_attention`: ragged batches of chunks and decodes, windows, grouped heads, and batch invariance.
 
 use crate::{Numbers, Run, Symbols, assert_close, tolerance};
-use rvllm_ir::DType;
+use rvllm_ir::{DType, tile::MemLayout};
 use rvllm_kernels::{KvCache, KvLayout, PagedAttention, paged_attention};
 
 fn spec(heads: usize, kv_heads: usize, dtype: DType) -> PagedAttention {
@@ -16,6 +16,7 @@ fn spec(heads: usize, kv_heads: usize, dtype: DType) -> PagedAttention {
         pass: 3,
         stages: 2,
         split: None,
+        result: MemLayout::DENSE,
     }
 }
 

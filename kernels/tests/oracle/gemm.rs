@@ -18,6 +18,7 @@ fn spec(n: usize, k: usize, dtype: DType, epilogue: Epilogue) -> Gemm {
         a,
         weight,
         out,
+        result: MemLayout::DENSE,
         epilogue,
         block_m: 3,
         block_n: 4,

@@ -69,7 +69,17 @@ fn rms_norm_of_every_form() {
         for (n, chunk) in [(13, 4), (16, 16), (3, 8)] {
             for (residual, rows) in [(false, false), (true, false), (false, true), (true, true)] {
                 let x = MemLayout::Strided { row: residual.then_some(n + 3) };
-                check_rms_norm(&RmsNorm { n, dtype, x, eps: 1e-5, residual, rows, quantize: None, chunk });
+                check_rms_norm(&RmsNorm {
+                    n,
+                    dtype,
+                    x,
+                    normed: MemLayout::DENSE,
+                    eps: 1e-5,
+                    residual,
+                    rows,
+                    quantize: None,
+                    chunk,
+                });
             }
         }
     }

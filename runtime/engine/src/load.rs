@@ -137,6 +137,20 @@ pub fn cuda_executor(artifact: &Artifact, options: &EngineOptions) -> Result<Exe
     Ok(cuda::executor(artifact, target, &gpu, plan, limits, options)?.0)
 }
 
+/// A model on this CPU without what requests need: for measuring its launches.
+///
+/// # Errors
+/// As [`Engine::load`]; the artifact's best target here is not this CPU's.
+pub fn cpu_executor(artifact: &Artifact, options: &EngineOptions) -> Result<Executor<CpuDevice>, EngineError> {
+    let Chosen::Cpu(target) = target::choose(artifact, options)? else {
+        let allowed = "cpu: launches are timed on this CPU".to_string();
+        return Err(EngineError::Option { name: "device", value: "cuda".to_string(), allowed });
+    };
+    let plan = Arc::new(artifact.plan(target)?.clone());
+    let limits = limits(options, &plan, artifact)?;
+    Ok(on_cpu(artifact, target, plan, limits, options)?.0)
+}
+
 /// A model on its device.
 struct Loaded {
     forward: Box<dyn Forward>,
@@ -149,9 +163,22 @@ fn cpu(
     artifact: &Artifact,
     target: &Target,
     plan: Arc<Plan>,
-    mut limits: Limits,
+    limits: Limits,
     options: &EngineOptions,
 ) -> Result<Loaded, EngineError> {
+    let (executor, memory) = on_cpu(artifact, target, plan, limits, options)?;
+    let threads = executor.device().threads();
+    Ok(Loaded { forward: Box::new(executor), memory, threads })
+}
+
+/// The model with its device, which can do more than run steps.
+fn on_cpu(
+    artifact: &Artifact,
+    target: &Target,
+    plan: Arc<Plan>,
+    mut limits: Limits,
+    options: &EngineOptions,
+) -> Result<(Executor<CpuDevice>, MemoryTable), EngineError> {
     let kv_cache = &artifact.manifest().kv_cache;
     let threads = options.threads.unwrap_or_else(device::available_cores);
     let weights = LoadedWeights::load(artifact, &plan, options.weights_from(), threads)?;
@@ -162,7 +189,7 @@ fn cpu(
     let size = CpuSize { num_blocks: limits.num_blocks, max_blocks, threads };
     let code = artifact.kernels(target)?;
     let device = CpuDevice::new(plan.clone(), code, &target.features, weights, kv_cache, size)?;
-    Ok(Loaded { forward: Box::new(Executor::new(plan, device, limits)?), memory, threads })
+    Ok((Executor::new(plan, device, limits)?, memory))
 }
 
 /// The plan's bounds, or the smaller ones asked for.

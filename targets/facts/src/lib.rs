@@ -195,6 +195,11 @@ impl Target {
         rows.into_iter().filter(|r| Some(r.k_unit) == unit).collect()
     }
 
+    /// Rows of a matrix of activations, and 16-bit columns of theirs, that its matrix unit reads as one run of memory.
+    pub fn activation_panel(&self) -> Option<[usize; 2]> {
+        self.amx_bf16.then_some([16, 32])
+    }
+
     /// Whether this machine can run its code; `has` says whether the CPU has a feature (by Rust's name).
     pub fn runs_here(&self, has: &dyn Fn(&str) -> bool) -> bool {
         self.arch.name() == std::env::consts::ARCH && self.requires.iter().all(|f| has(f))

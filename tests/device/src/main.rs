@@ -23,6 +23,15 @@ struct Args {
     /// Tokens of each of these sequences
     #[arg(long, value_name = "N", default_value_t = 256)]
     context: u32,
+    /// Also time steps that compute a prompt of so many tokens
+    #[arg(long, value_name = "N,N…", value_delimiter = ',')]
+    prefill: Vec<u32>,
+    /// Random weights from this seed
+    #[arg(long, value_name = "SEED")]
+    dummy_weights: Option<u64>,
+    /// Threads, on a CPU
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
     /// Only cases whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
@@ -66,7 +75,11 @@ fn run(args: &Args) -> Result<Tally> {
         kernels::run(path, args, &mut tally).with_context(|| path.display().to_string())?;
     }
     for path in &args.model {
-        let ran = if args.profile.is_empty() { models::run(path, args, &mut tally) } else { profile::run(path, args) };
+        let ran = if args.profile.is_empty() && args.prefill.is_empty() {
+            models::run(path, args, &mut tally)
+        } else {
+            profile::run(path, args)
+        };
         ran.with_context(|| path.display().to_string())?;
     }
     Ok(tally)

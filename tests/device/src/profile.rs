@@ -1,56 +1,102 @@
-//! Where a step's time goes: every kernel of a step of decodes, beside the bytes of weights and KV that it has to read.
+//! Where a step's time goes: every kernel of a step of decodes or of a prompt, beside the bytes of weights and KV that it has to read.
 
 use crate::Args;
 use anyhow::{Result, ensure};
 use rvllm_artifact::{
     Artifact,
+    manifest::NVPTX,
     plan::{self, Arg, Plan},
 };
 use rvllm_engine::{
     DeviceChoice, EngineOptions, Limits,
-    device::cuda::{CudaDevice, Overlap},
+    device::{
+        LaunchList,
+        cuda::{CudaDevice, Overlap},
+    },
     executor::Executor,
     forward::Forward,
-    load::cuda_executor,
+    load::{WeightsOption, cpu_executor, cuda_executor},
     step::Step,
 };
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
 /// Steps that a median is of.
 const REPEATS: usize = 20;
+/// The same on a CPU, where steps are long.
+const CPU_REPEATS: usize = 5;
 
-/// Times steps of so many sequences, each with `args.context` tokens.
+/// Times steps of so many sequences, each with `args.context` tokens, and of prompts, on what the artifact is for.
 pub(crate) fn run(path: &Path, args: &Args) -> Result<()> {
     let artifact = Artifact::open(path)?;
-    let options = EngineOptions { device: DeviceChoice::Cuda(args.device), ..EngineOptions::default() };
+    let on_gpu = artifact.manifest().targets.iter().any(|t| t.arch == NVPTX);
+    let device = if on_gpu { DeviceChoice::Cuda(args.device) } else { DeviceChoice::Cpu };
+    let weights = args.dummy_weights.map_or(WeightsOption::Manifest, WeightsOption::Dummy);
+    let options = EngineOptions { device, weights, threads: args.threads, ..EngineOptions::default() };
+    if !on_gpu {
+        return on_cpu(path, args, &artifact, &options);
+    }
     let mut executor = cuda_executor(&artifact, &options)?;
     println!("{}: {:?}", path.display(), executor.device().gpu().facts());
-    for seqs in &args.profile {
-        one(&mut executor, &artifact, *seqs, args.context)?;
+    for (what, step) in steps(args, executor.limits())? {
+        on_gpu_step(&mut executor, &artifact, &what, &step)?;
     }
     Ok(())
 }
 
-fn one(executor: &mut Executor<CudaDevice>, artifact: &Artifact, seqs: u32, context: u32) -> Result<()> {
-    let limits = *executor.limits();
-    let step = decodes(&limits, seqs, context)?;
-    let list = executor.list(&step)?;
-    let times = executor.device_mut().time(&step, &list, REPEATS)?;
-    let (launched, host) = whole_steps(executor, &step)?;
-    println!(
-        "\n{seqs} sequences of {context} tokens: {launched:.1} µs a step, of which the host {host:.1} µs before it waits"
-    );
+/// The steps asked for, with what they are.
+fn steps(args: &Args, limits: &Limits) -> Result<Vec<(String, Step)>> {
+    let prefills = args.prefill.iter().map(|n| Ok((format!("a prompt of {n} tokens"), prefill(limits, *n)?)));
+    let decodes = args.profile.iter().map(|n| {
+        let what = format!("{n} sequences of {} tokens", args.context);
+        Ok((what, decodes(limits, *n, args.context)?))
+    });
+    prefills.chain(decodes).collect()
+}
+
+fn on_cpu(path: &Path, args: &Args, artifact: &Artifact, options: &EngineOptions) -> Result<()> {
+    let mut executor = cpu_executor(artifact, options)?;
+    println!("{}: {} threads", path.display(), executor.device().threads());
+    for (what, step) in steps(args, executor.limits())? {
+        executor.forward(&step)?;
+        let mut times = vec![];
+        for _ in 0..CPU_REPEATS {
+            let start = Instant::now();
+            executor.forward(&step)?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        let step_ms = times[times.len() / 2];
+        let rate = step.num_tokens() as f64 / step_ms * 1e3;
+        println!("\n{what}: {step_ms:.2} ms a step, {rate:.1} tokens/s");
+        let list = executor.list(&step)?;
+        let times = executor.device_mut().time(&step, list.clone(), CPU_REPEATS)?;
+        table(executor.plan(), artifact, &step, &list, &times);
+    }
+    Ok(())
+}
+
+fn on_gpu_step(executor: &mut Executor<CudaDevice>, artifact: &Artifact, what: &str, step: &Step) -> Result<()> {
+    let list = executor.list(step)?;
+    let times = executor.device_mut().time(step, &list, REPEATS)?;
+    let (launched, host) = whole_steps(executor, step)?;
+    println!("\n{what}: {launched:.1} µs a step, of which the host {host:.1} µs before it waits");
     print!("launches as a graph:");
     for (what, overlap) in [
         ("one after the other", Overlap::None),
         ("streams overlapping", Overlap::Streams),
         ("all overlapping", Overlap::All),
     ] {
-        print!(" {:.1} µs {what};", executor.device_mut().time_graph(&step, &list, overlap, REPEATS)?);
+        print!(" {:.1} µs {what};", executor.device_mut().time_graph(step, &list, overlap, REPEATS)?);
     }
     println!();
-    let plan = executor.plan();
-    let kv = u64::from(seqs) * u64::from(context) * 2 * kv_row(artifact);
+    table(executor.plan(), artifact, step, &list, &times);
+    Ok(())
+}
+
+/// Kernels by the time they take.
+fn table(plan: &Plan, artifact: &Artifact, step: &Step, list: &LaunchList, times: &[f32]) {
+    let tokens: i64 = step.seq_lens.iter().map(|n| i64::from(*n)).sum();
+    let kv = tokens as u64 * 2 * kv_row(artifact);
     let mut rows: BTreeMap<&str, (usize, f32, u64)> = BTreeMap::new();
     for (launch, (time, ran)) in plan.launches.iter().zip(times.iter().zip(&list.launches)) {
         let row = rows.entry(&plan.kernels[ran.kernel].symbol).or_default();
@@ -58,12 +104,23 @@ fn one(executor: &mut Executor<CudaDevice>, artifact: &Artifact, seqs: u32, cont
     }
     let mut rows: Vec<_> = rows.into_iter().collect();
     rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
-    println!("{:>9} {:>5} {:>9} {:>9}  kernel", "µs", "times", "µs each", "GB/s");
+    println!("{:>9} {:>5} {:>9} {:>9} {:>9}  kernel", "µs", "times", "µs each", "GB/s", "GFLOP/s");
     for (symbol, (count, time, bytes)) in rows {
-        println!("{time:9.1} {count:5} {:9.2} {:9.0}  {symbol}", time / count as f32, bytes as f32 / time / 1e3);
+        // two operations per token and 16-bit weight
+        let work =
+            if symbol.starts_with("gemm") { bytes as f32 * rows_of(symbol, step) as f32 / time / 1e3 } else { 0.0 };
+        println!(
+            "{time:9.1} {count:5} {:9.2} {:9.1} {work:9.0}  {symbol}",
+            time / count as f32,
+            bytes as f32 / time / 1e3
+        );
     }
     println!("{:9.1} {:5}  all", times.iter().sum::<f32>(), times.len());
-    Ok(())
+}
+
+/// Rows that a product computes: the last one's are those of logits.
+fn rows_of(symbol: &str, step: &Step) -> usize {
+    if symbol.contains("_l") { step.logits_indices.len() } else { step.num_tokens() }
 }
 
 /// Microseconds of a step as the engine runs it, and of the host's part: medians.
@@ -120,6 +177,28 @@ fn decodes(limits: &Limits, seqs: u32, context: u32) -> Result<Step> {
         logits_indices: all.clone().collect(),
         tile_seq: all.clone().collect(),
         tile_start: all.collect(),
+        max_blocks: blocks as usize,
+        ..Step::default()
+    })
+}
+
+/// A step that computes a prompt, whose last token samples.
+fn prefill(limits: &Limits, tokens: u32) -> Result<Step> {
+    ensure!(tokens <= limits.max_num_batched_tokens, "steps have at most {} tokens", limits.max_num_batched_tokens);
+    let blocks = tokens.div_ceil(limits.block_size);
+    ensure!(tokens > 0 && blocks <= limits.num_blocks, "the KV cache has {} blocks", limits.num_blocks);
+    let all = 0..tokens as i32;
+    let tiles = all.clone().step_by(limits.query_tile as usize);
+    Ok(Step {
+        token_ids: all.clone().map(|i| (i * 7919 + 13) % limits.vocab_size as i32).collect(),
+        positions: all.clone().collect(),
+        slot_mapping: all.collect(),
+        query_start_loc: vec![0, tokens as i32],
+        seq_lens: vec![tokens as i32],
+        block_table: (0..blocks as i32).collect(),
+        logits_indices: vec![tokens as i32 - 1],
+        tile_seq: vec![0; tiles.len()],
+        tile_start: tiles.collect(),
         max_blocks: blocks as usize,
         ..Step::default()
     })

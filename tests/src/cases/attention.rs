@@ -1,6 +1,6 @@
 //! `paged_attention`: ragged batches of chunks and decodes.
 
-use super::{Case, kv_layout, tolerance};
+use super::{Case, activations, kv_layout, tolerance};
 use crate::launch::{Launch, Numbers, Symbols};
 use rvllm_ir::{DType, tile::PAD_ROWS};
 use rvllm_kernels::{KvCache, PagedAttention, Split, paged_attention};
@@ -26,6 +26,7 @@ pub fn spec(target: &Target, (heads, kv_heads, head_dim): (usize, usize, usize),
         pass: query_tile,
         stages: 2,
         split: split(target),
+        result: activations(target, dtype, heads * head_dim),
     }
 }
 
@@ -34,10 +35,12 @@ pub fn split(target: &Target) -> Option<Split> {
     target.gpu.as_ref().map(|gpu| Split { parts: gpu.kv_parts, blocks: 1, spread: false })
 }
 
-/// The kernel with all tokens of a tile at once; where the target cuts sequences, also with its parts at once, and with a third
-/// of the tokens: all write the same bits.
+/// The kernel with all tokens of a tile at once, and one by one; where the target cuts sequences, also with its parts at once,
+/// and with a third of the tokens: all write the same bits.
 fn variants(s: &PagedAttention) -> Vec<(&'static str, PagedAttention)> {
-    let Some(split) = s.split else { return vec![("", s.clone())] };
+    let Some(split) = s.split else {
+        return vec![("", s.clone()), ("_pass", PagedAttention { pass: 1, ..s.clone() })];
+    };
     let spread = Some(Split { spread: true, ..split });
     let pass = s.query_tile.div_ceil(3);
     vec![

@@ -1,6 +1,6 @@
 //! `gemm`: all schedule rows over shapes with edges.
 
-use super::{Case, panel, tolerance};
+use super::{Case, activations, panel, sum_tolerance};
 use crate::launch::{Launch, Symbols};
 use rvllm_ir::{
     DType, Sym,
@@ -20,7 +20,7 @@ const GATED: Epilogue = Epilogue { silu_mul: true, ..PLAIN };
 const ALL: Epilogue = Epilogue { bias: true, silu_mul: true, residual: true };
 
 /// Shapes with edges of every kind.
-pub const SHAPES: [Shape; 7] = [
+pub const SHAPES: [Shape; 9] = [
     (96, 128, PLAIN),
     (70, 50, PLAIN),
     (40, 33, BIAS),
@@ -28,10 +28,12 @@ pub const SHAPES: [Shape; 7] = [
     (7, 70, ALL),
     (64, 96, GATED),
     (32, 31, PLAIN),
+    (300, 352, BIAS),
+    (160, 288, ALL),
 ];
 
 /// Numbers of tokens.
-pub const ROWS: [usize; 5] = [1, 2, 7, 13, 33];
+pub const ROWS: [usize; 6] = [1, 2, 7, 13, 33, 75];
 
 fn rows<'t>(target: &'t Target, dtype: DType, (n, k, epilogue): &Shape) -> Vec<&'t GemmRow> {
     target.gemm_rows(dtype.name(), epilogue.silu_mul, *n, *k)
@@ -41,7 +43,10 @@ fn rows<'t>(target: &'t Target, dtype: DType, (n, k, epilogue): &Shape) -> Vec<&
 pub fn kernel(target: &Target, name: &str, dtype: DType, (n, k, epilogue): Shape, row: &GemmRow) -> Kernel {
     // a GPU's copy engine takes rows that are whole units of 16 bytes
     let row_len = if target.gpu.is_some() { k.next_multiple_of(8) + 8 } else { k + 3 };
-    let a = MemLayout::Strided { row: Some(row_len) };
+    let a = match activations(target, dtype, k) {
+        MemLayout::Strided { .. } => MemLayout::Strided { row: Some(row_len) },
+        panels => panels,
+    };
     let (block_m, block_n, block_k, stages) = (row.block_m, row.block_n, row.block_k, row.stages);
     let s = Gemm {
         m: Sym::T,
@@ -52,6 +57,7 @@ pub fn kernel(target: &Target, name: &str, dtype: DType, (n, k, epilogue): Shape
         a,
         weight: panel(target, dtype),
         out: dtype,
+        result: activations(target, dtype, n),
         epilogue,
         block_m,
         block_n,
@@ -104,6 +110,7 @@ fn quantized_spec(target: &Target, weight: DType, group: Option<usize>, shape: S
         a: MemLayout::Strided { row: Some(k + 3) },
         weight: layout,
         out: DType::F32,
+        result: MemLayout::DENSE,
         epilogue,
         block_m: row.block_m,
         block_n: row.block_n,
@@ -154,7 +161,7 @@ pub fn cases(target: &Target) -> Vec<Case> {
                 let first = launch(&kernels[0], t);
                 cases.extend(kernels.iter().map(|kernel| Case {
                     launch: first.with(kernel),
-                    tolerance: tolerance(dtype),
+                    tolerance: sum_tolerance(dtype, first.args[0].dims[1]),
                     group: Some(format!("{} T={t}", kernels[0].name)),
                 }));
             }

@@ -58,11 +58,25 @@ pub fn tolerance(dtype: DType) -> f32 {
     }
 }
 
+/// The same for sums of `k` products.
+pub fn sum_tolerance(dtype: DType, k: usize) -> f32 {
+    let longer = if dtype == DType::F32 { k.div_ceil(128) } else { 1 };
+    tolerance(dtype) * longer as f32
+}
+
 /// How weights lie.
 pub fn panel(target: &Target, dtype: DType) -> MemLayout {
     match (target.panel, &target.gpu) {
         (Some(n), _) => MemLayout::Panel { n, k: pair(dtype) },
         (None, Some(_)) if dtype.bits() == 16 => MemLayout::Blocks { k: 64 },
+        _ => MemLayout::DENSE,
+    }
+}
+
+/// How activations of so many columns lie that products read.
+pub fn activations(target: &Target, dtype: DType, columns: usize) -> MemLayout {
+    match target.activation_panel() {
+        Some([n, k]) if dtype == DType::Bf16 && columns.is_multiple_of(k) => MemLayout::Panel { n, k },
         _ => MemLayout::DENSE,
     }
 }

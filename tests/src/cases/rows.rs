@@ -1,6 +1,6 @@
 //! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `rope_kv_write`.
 
-use super::{Case, kv_layout, panel, tolerance};
+use super::{Case, activations, kv_layout, panel, tolerance};
 use crate::launch::{Launch, Symbols};
 use rvllm_ir::{DType, Sym, graph::Quantize, tile::MemLayout};
 use rvllm_kernels::{Embed, KvCache, LogitStats, QuantizeRows, Quantized, RmsNorm, RopeKvWrite};
@@ -65,7 +65,17 @@ pub fn quantize_rows(target: &Target) -> Vec<Case> {
             numbers[n] = DType::Bf16.round(-3e38);
             cases.push(Case::new(launch.set("x", numbers), 1e-6));
             let dtype = DType::Bf16;
-            let s = RmsNorm { n, dtype, x, eps: 1e-5, residual: j == 1, rows: j == 0, quantize: Some(how), chunk };
+            let s = RmsNorm {
+                n,
+                dtype,
+                x,
+                normed: MemLayout::DENSE,
+                eps: 1e-5,
+                residual: j == 1,
+                rows: j == 0,
+                quantize: Some(how),
+                chunk,
+            };
             let kernel = rvllm_kernels::rms_norm(&format!("norm_values_{i}_{j}"), &s);
             let mut launch = Launch::new(kernel, Symbols { t: 5, l: 3, ..Symbols::default() }, 2);
             if s.rows {
@@ -89,6 +99,7 @@ pub fn rms_norm(target: &Target) -> Vec<Case> {
                     n,
                     dtype,
                     x,
+                    normed: activations(target, dtype, n),
                     eps: 1e-5,
                     residual,
                     rows,

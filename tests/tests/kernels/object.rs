@@ -25,6 +25,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         pass: 2,
         stages: 2,
         split: rvllm_tests::cases::attention::split(target),
+        result: rvllm_ir::tile::MemLayout::DENSE,
     };
     let row = target.gemm_rows("bf16", true, 70, 50).pop().unwrap();
     let product = Gemm {
@@ -36,6 +37,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         a: rvllm_ir::tile::MemLayout::DENSE,
         weight: rvllm_tests::cases::panel(target, dtype),
         out: dtype,
+        result: rvllm_ir::tile::MemLayout::DENSE,
         epilogue: Epilogue { bias: true, silu_mul: true, residual: true },
         block_m: row.block_m,
         block_n: row.block_n,

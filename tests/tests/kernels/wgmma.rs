@@ -19,6 +19,7 @@ fn product(row: &GemmRow, (n, k): (usize, usize), residual: bool, out: DType) ->
         a: MemLayout::DENSE,
         weight: MemLayout::Blocks { k: 64 },
         out,
+        result: MemLayout::DENSE,
         epilogue: Epilogue { bias: residual, silu_mul: row.gated, residual },
         block_m: row.block_m,
         block_n: row.block_n,

@@ -56,6 +56,25 @@ impl Selection<'_> {
         }
     }
 
+    /// How an activation lies that a kernel computes: in panels where only products read it, by rows that their unit takes
+    /// as they lie.
+    pub(super) fn activation_layout(&self, value: ValueId) -> MemLayout {
+        let Some([n, k]) = self.target.activation_panel() else { return MemLayout::DENSE };
+        let ty = self.graph.tensor(value);
+        let matrix = ty.dtype == DType::Bf16 && ty.rank() == 2 && ty.last().is_some_and(|cols| cols.is_multiple_of(k));
+        let written = match &self.graph.node(value.node).op {
+            Op::Call(Call::Gemm { .. } | Call::PagedAttention(_)) => true,
+            Op::Call(Call::RmsNorm { .. }) => value.result == 0,
+            _ => false,
+        };
+        let multiplied = |(user, operand): &(NodeIndex, u32)| {
+            *operand == 0 && matches!(self.graph.node(*user).op, Op::Call(Call::Gemm { .. }))
+        };
+        let users = self.graph.users(value);
+        let read = !users.is_empty() && users.iter().all(multiplied) && !self.graph.outputs.contains(&value);
+        if matrix && written && read { MemLayout::Panel { n, k } } else { MemLayout::DENSE }
+    }
+
     fn role(&self, value: ValueId) -> Role {
         let as_matrix = |(user, operand): &(NodeIndex, u32)| match &self.graph.node(*user).op {
             Op::Call(Call::Gemm { epilogue, .. }) if *operand == 1 => {

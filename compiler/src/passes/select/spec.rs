@@ -22,6 +22,9 @@ const ATTENTION_STAGES: usize = 2;
 /// The same where a block is multiplied with few rows, and its way from memory is what takes time.
 const DECODE_STAGES: usize = 4;
 
+/// Tokens of a step up to which a CPU works on one token of a query tile at a time: steps that mostly decode.
+const DECODE_TOKENS: usize = 128;
+
 impl Selection<'_> {
     /// What `call` at node `n` launches, by rising bound; the last has none.
     pub(super) fn choices(&mut self, n: NodeIndex, call: &Call) -> Result<Vec<Choice>, String> {
@@ -93,6 +96,7 @@ impl Selection<'_> {
             n: self.columns(x)?,
             dtype: self.graph.tensor(x).dtype,
             x: self.strided(x),
+            normed: self.activation_layout(ValueId { node: n, result: 0 }),
             eps,
             residual,
             rows,
@@ -167,9 +171,10 @@ impl Selection<'_> {
             k: self.columns(a)?,
             dtype: if epilogue.bias { self.tensor(n, 2)?.dtype } else { self.graph.tensor(a).dtype },
             quantized: None,
-            a: self.strided(a),
+            a: self.matrix(a),
             weight: self.weight_layout(weight),
             out,
+            result: self.activation_layout(ValueId { node: n, result: 0 }),
             epilogue,
             block_m: 0,
             block_n: 0,
@@ -230,8 +235,13 @@ impl Selection<'_> {
             pass: query_tile,
             stages: ATTENTION_STAGES,
             split: None,
+            result: self.activation_layout(ValueId { node: n, result: 0 }),
         };
-        let Some(gpu) = &self.target.gpu else { return Ok(vec![(None, Spec::PagedAttention(spec))]) };
+        let Some(gpu) = &self.target.gpu else {
+            let decode = (query_tile > 1).then(|| PagedAttention { pass: 1, ..spec.clone() });
+            let decode = decode.map(|s| (Some((Sym::T, DECODE_TOKENS)), Spec::PagedAttention(s)));
+            return Ok(decode.into_iter().chain([(None, Spec::PagedAttention(spec))]).collect());
+        };
         let split = |spread| Some(Split { parts: gpu.kv_parts, blocks: gpu.kv_part_blocks, spread });
         let tiles = (gpu.kv_spread_programs / a.kv_heads).max(1);
         let pass = (gpu.decode_rows * a.kv_heads / a.heads).clamp(1, query_tile);

@@ -7,7 +7,7 @@
 //!   timing, and what is computed never depends on who.
 
 use super::{
-    Device, DeviceError, LaunchList, Launches, affinity,
+    Device, DeviceError, Launch, LaunchList, Launches, affinity,
     layout::{CacheLayout, INPUTS, InputLayout, InputRange, PADDING, padding},
     map::Map,
 };
@@ -30,7 +30,8 @@ use std::{
         fd::{AsRawFd, FromRawFd},
         unix::fs::OpenOptionsExt,
     },
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 /// See [`rvllm_artifact::plan::Kernel`].
@@ -95,6 +96,34 @@ impl CpuDevice {
     /// Bytes of weights in anonymous memory.
     pub fn weights_resident_bytes(&self) -> u64 {
         self.weights.resident_bytes()
+    }
+
+    /// Microseconds of each of a step's launches, from when all members start it until all have ended: medians of
+    /// `repeats` steps after one.
+    ///
+    /// # Errors
+    /// There is no room for so many inputs.
+    pub fn time(&mut self, step: &Step, list: LaunchList, repeats: usize) -> Result<Vec<f32>, DeviceError> {
+        INPUTS.into_iter().try_for_each(|input| self.write(input, step.input(input)))?;
+        let times = Arc::new(Mutex::new(vec![vec![]; list.launches.len()]));
+        let (kernels, seen) = (self.kernels.clone(), times.clone());
+        self.team.run(Arc::new(move |member| {
+            for _ in 0..=repeats {
+                for (i, launch) in list.launches.iter().enumerate() {
+                    member.barrier();
+                    let start = Instant::now();
+                    run_launch(&kernels, &list, launch, member);
+                    member.barrier();
+                    if member.index() == 0 {
+                        let mut times = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                        times[i].push(start.elapsed().as_secs_f32() * 1e6);
+                    }
+                }
+            }
+        }));
+        let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+        // the first step finds caches cold
+        Ok(times.iter_mut().map(|times| median(&mut times[1..])).collect())
     }
 
     fn buffer_address(&self, id: u32, offset: u64) -> Option<u64> {
@@ -168,16 +197,27 @@ impl Device for CpuDevice {
 /// One member's part of every launch.
 fn run_part(kernels: &[KernelFn], list: &LaunchList, member: Member<'_>) {
     for launch in &list.launches {
-        let (args, part) = (&list.args[launch.args.clone()], member.part(launch.programs));
-        if !part.is_empty() {
-            // SAFETY: the kernel is one of the plan's, called as the plan's format says: `args` has the addresses that
-            // `CpuDevice::address` gave and the symbols' values, the programs lie in the grid, and members' parts
-            // write different elements. That the code does no more than the plan says is the artifact's promise:
-            // running an artifact is running a program.
-            unsafe { kernels[launch.kernel](args.as_ptr(), part.start, part.end) };
-        }
+        run_launch(kernels, list, launch, member);
         member.barrier();
     }
+}
+
+/// One member's part of a launch.
+fn run_launch(kernels: &[KernelFn], list: &LaunchList, launch: &Launch, member: Member<'_>) {
+    let (args, part) = (&list.args[launch.args.clone()], member.part(launch.programs));
+    if !part.is_empty() {
+        // SAFETY: the kernel is one of the plan's, called as the plan's format says: `args` has the addresses that
+        // `CpuDevice::address` gave and the symbols' values, the programs lie in the grid, and members' parts
+        // write different elements. That the code does no more than the plan says is the artifact's promise:
+        // running an artifact is running a program.
+        unsafe { kernels[launch.kernel](args.as_ptr(), part.start, part.end) };
+    }
+}
+
+/// The middle of some times; 0 of none.
+fn median(times: &mut [f32]) -> f32 {
+    times.sort_by(f32::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(0.0)
 }
 
 fn team(threads: usize) -> Result<Team, DeviceError> {

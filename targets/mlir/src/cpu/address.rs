@@ -36,7 +36,7 @@ pub(crate) struct Address {
 }
 
 impl Lower<'_> {
-    fn dim(&mut self, dim: Dim) -> Index {
+    pub(crate) fn dim(&mut self, dim: Dim) -> Index {
         match dim {
             Dim::Const(n) => Index::constant(n as i64),
             Dim::Sym(s) => self.symbol(s),
@@ -101,15 +101,21 @@ impl Lower<'_> {
         sum
     }
 
-    /// Addresses of a tile of this shape at this origin.
+    /// Addresses of a tile of this shape at this origin, all of whose rows may be touched.
     pub(crate) fn address(&mut self, tensor: usize, at: &[Index], shape: &[usize]) -> Result<Address, Error> {
         let param = &self.kernel.params[tensor];
-        let (layout, bits) = (param.layout, param.ty.dtype.bits());
-        let size = (bits / 8).max(1);
         let tiled = param.ty.dims[param.ty.rank() - shape.len()..].iter().zip(shape);
         if tiled.into_iter().any(|(dim, n)| dim.constant().is_none() && *n > PAD_ROWS + 1) {
             return Err(self.unsupported(format!("a tile {shape:?} with more rows than a buffer has to spare")));
         }
+        self.place(tensor, at, shape)
+    }
+
+    /// The same where some rows may lie past a symbolic dimension's spare rows, and are left alone.
+    pub(crate) fn place(&mut self, tensor: usize, at: &[Index], shape: &[usize]) -> Result<Address, Error> {
+        let param = &self.kernel.params[tensor];
+        let (layout, bits) = (param.layout, param.ty.dtype.bits());
+        let size = (bits / 8).max(1);
         match layout {
             MemLayout::Strided { .. } if bits < 8 => Err(self.unsupported("elements of 4 bits that lie in no panel")),
             MemLayout::Strided { .. } => Ok(self.strided(tensor, at, shape, size)),
@@ -136,8 +142,8 @@ impl Lower<'_> {
 
     fn panel(&mut self, tensor: usize, at: &[Index], shape: &[usize], p: Panel) -> Result<Address, Error> {
         let dims = &self.kernel.params[tensor].ty.dims;
-        let [.., Dim::Const(_), Dim::Const(depth)] = dims[..] else {
-            return Err(self.unsupported("a panel layout whose last two dimensions are not static"));
+        let Some(depth) = dims.last().and_then(|d| d.constant()) else {
+            return Err(self.unsupported("a panel layout whose rows are not static"));
         };
         let outer = shape.len().saturating_sub(2);
         if shape[..outer].iter().any(|d| *d != 1) {
@@ -181,6 +187,15 @@ impl Lower<'_> {
         let row = self.w.rem(i, p.n);
         let row = self.w.scale(row, p.unit);
         self.w.add(panel, row)
+    }
+
+    /// Bytes from a row's start to columns `first..first + width` of the tile, where these lie next to each other.
+    pub(crate) fn run(&mut self, a: &Address, first: usize, width: usize) -> Option<Index> {
+        match a.columns {
+            Columns::Dense => Some(self.column(a, first)),
+            Columns::Grouped { k, .. } if first % k + width <= k => Some(self.column(a, first)),
+            Columns::Grouped { .. } | Columns::From { .. } => None,
+        }
     }
 
     /// Bytes from a row's start to column `c` of the tile.

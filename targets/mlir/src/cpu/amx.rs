@@ -14,11 +14,11 @@ use rvllm_ir::{
 };
 
 /// Rows of a tile, and its columns of f32.
-const SIDE: usize = 16;
+pub(super) const SIDE: usize = 16;
 /// k values of one instruction.
-const DEPTH: usize = 32;
+pub(super) const DEPTH: usize = 32;
 /// Bytes of a tile's row.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 /// Tile registers.
 const REGISTERS: usize = 8;
 
@@ -40,7 +40,7 @@ fn tile_count(m: usize, n: usize) -> usize {
 }
 
 /// Whether an instruction reads a tile, itself or in a nested loop.
-fn uses(inst: &Inst, v: Val) -> bool {
+pub(super) fn uses(inst: &Inst, v: Val) -> bool {
     match inst {
         Inst::Store { value, .. } => *value == v,
         Inst::Mma { a, b, acc } => [*a, *b, *acc].contains(&v),
@@ -58,11 +58,11 @@ fn uses(inst: &Inst, v: Val) -> bool {
 
 /// Part of an operand: `rows` rows of `bytes` bytes, `stride` bytes apart.
 #[derive(Clone, Copy)]
-struct Place {
-    p: Ssa,
-    rows: usize,
-    bytes: usize,
-    stride: usize,
+pub(super) struct Place {
+    pub(super) p: Ssa,
+    pub(super) rows: usize,
+    pub(super) bytes: usize,
+    pub(super) stride: usize,
 }
 
 impl Lower<'_> {
@@ -71,7 +71,9 @@ impl Lower<'_> {
         if !self.target.amx_bf16 {
             return Ok(());
         }
-        let fits: Vec<usize> = (0..carried.len()).filter(|j| self.fits_amx(body, *j, peel)).collect();
+        let fits: Vec<usize> = (0..carried.len())
+            .filter(|j| matches!(carried[*j], Value::Tile(_)) && self.fits_amx(body, *j, peel))
+            .collect();
         let shape = |j: &usize| self.tile_type(body.params[j + 1]).map_or([0, 0], |t| [t.shape[0], t.shape[1]]);
         let accumulators: usize = fits.iter().map(shape).map(|[m, n]| tile_count(m, n)).sum();
         // all tiles of a and one of b are held beside them
@@ -89,7 +91,7 @@ impl Lower<'_> {
     }
 
     /// Whether carried value `j` is only the accumulator of one product whose operands are tiles in memory.
-    fn fits_amx(&self, body: &Block, j: usize, peel: bool) -> bool {
+    pub(super) fn fits_amx(&self, body: &Block, j: usize, peel: bool) -> bool {
         let acc = body.params[j + 1];
         let Some(ty) = self.tile_type(acc) else { return false };
         let square = ty.layout == Layout::Acc && ty.shape.len() == 2 && ty.shape[1].is_multiple_of(SIDE);
@@ -113,27 +115,34 @@ impl Lower<'_> {
         (ty.dtype == DType::Bf16 && shape.len() == 2 && (even || peel)).then_some(tensor)
     }
 
-    fn is_tile_rows(&self, body: &Block, v: Val, peel: bool) -> bool {
+    pub(super) fn is_tile_rows(&self, body: &Block, v: Val, peel: bool) -> bool {
         let Some(tensor) = self.loaded(body, v, peel) else { return false };
         let param = &self.kernel.params[tensor];
         let symbolic = |d: &Dim| d.constant().is_none();
-        matches!(param.layout, MemLayout::Strided { .. }) && param.ty.rank() == 2 && symbolic(&param.ty.dims[0])
+        let lies = match param.layout {
+            MemLayout::Strided { .. } => true,
+            MemLayout::Panel { n, k } => (n, k) == (SIDE, DEPTH),
+            MemLayout::Blocks { .. } => false,
+        };
+        lies && param.ty.rank() == 2 && symbolic(&param.ty.dims[0])
     }
 
-    fn is_tile_panel(&self, body: &Block, v: Val, peel: bool) -> bool {
+    pub(super) fn is_tile_panel(&self, body: &Block, v: Val, peel: bool) -> bool {
         let Some(tensor) = self.loaded(body, v, peel) else { return false };
         let rows = self.kernel.tile(v).shape[0];
         match self.kernel.params[tensor].layout {
-            MemLayout::Panel { n, k } => k == 2 && n.is_multiple_of(SIDE) && n.is_multiple_of(rows),
+            MemLayout::Panel { n, k } => {
+                k == 2 && n.is_multiple_of(SIDE) && (n.is_multiple_of(rows) || rows.is_multiple_of(n))
+            }
             MemLayout::Strided { .. } | MemLayout::Blocks { .. } => false,
         }
     }
 
-    fn sizes(&mut self, rows: usize, bytes: usize) -> [Ssa; 2] {
+    pub(super) fn sizes(&mut self, rows: usize, bytes: usize) -> [Ssa; 2] {
         [rows, bytes].map(|n| self.w.ints(Ty::Scalar(Elem::I16), n as i64))
     }
 
-    fn tile_load(&mut self, at: Place) -> Ssa {
+    pub(super) fn tile_load(&mut self, at: Place) -> Ssa {
         let [rows, bytes] = self.sizes(at.rows, at.bytes);
         let stride = self.w.int(at.stride as i64);
         self.w.intrinsic("llvm.x86.tileloadd64.internal", &[rows, bytes, at.p, stride], Ty::Amx)
@@ -223,10 +232,10 @@ impl Lower<'_> {
     fn a_place(&mut self, a: &View, (row, rows): (usize, usize), first: usize, k: usize) -> Result<Place, Error> {
         let distance = |r: usize| a.row_distance(r);
         let stride = if a.rows() > 1 { distance(1).zip(distance(0)).map(|(b, a)| b - a) } else { Some(LINE as i64) };
-        let (Some(start), Some(stride)) = (distance(row), stride) else {
+        let (Some(start), Some(stride), Some(k_start)) = (distance(row), stride, a.k_distance(first)) else {
             return Err(self.unsupported("AMX tiles of rows at unknown distances"));
         };
-        let p = self.w.offset(a.address.base, start + (first * 2) as i64);
+        let p = self.w.offset(a.address.base, start + k_start as i64);
         let at = Place { p, rows, bytes: LINE, stride: stride as usize };
         Ok(if k == DEPTH { at } else { self.zero_filled(at, rows, k) })
     }

@@ -98,16 +98,16 @@ impl Lower<'_> {
     fn load_lanes(&mut self, a: &Address, row: usize, lanes: &Lanes, elem: Elem) -> Ssa {
         let start = self.w.at(a.base, a.rows[row]);
         let ty = Ty::Vector(lanes.width, elem);
-        match a.columns {
-            Columns::Dense => {
-                let p = self.w.offset(start, (lanes.first * a.size) as i64);
+        match self.run(a, lanes.first, lanes.width) {
+            Some(distance) => {
+                let p = self.w.at(start, distance);
                 let mask = self.lane_mask(lanes.extent, lanes.first, lanes.width);
                 match self.mask_under(lanes.row, mask, lanes.width) {
                     None => self.w.load(p, ty, a.size),
                     Some(mask) => self.w.masked_load(p, mask, ty, a.size),
                 }
             }
-            Columns::Grouped { .. } | Columns::From { .. } => {
+            None => {
                 let group = a.group(lanes);
                 let item = Ty::Scalar(Elem::int(group * a.size * 8));
                 let mut items = vec![];

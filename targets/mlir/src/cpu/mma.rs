@@ -73,7 +73,14 @@ impl Lower<'_> {
             let acc = acc.clone();
             return self.mma_amx(a, b, acc).map(Value::Amx);
         }
+        if let Some(Value::Stored(acc)) = self.values.get(&acc) {
+            let acc = *acc;
+            return self.mma_stored(a, b, acc).map(Value::Stored);
+        }
         let acc = self.tile(acc)?;
+        if let Some(tile) = self.mma_tiled(a, b, &acc) {
+            return Ok(Value::Tile(tile));
+        }
         let unit = self.unit(a, b)?;
         let [m, n] = [a.rows(), b.rows()];
         let per_row = chunks(&[n]).len();

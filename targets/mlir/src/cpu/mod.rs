@@ -12,6 +12,7 @@
 mod address;
 mod amx;
 mod cast;
+mod deferred;
 mod integer;
 mod load;
 mod mma;
@@ -19,7 +20,9 @@ mod operand;
 mod pipeline;
 mod reduce;
 mod store;
+mod stored;
 mod tile;
+mod tiled;
 
 use crate::{
     Error,
@@ -49,6 +52,10 @@ enum Value {
     Operand(View),
     /// An accumulator in AMX tiles: inside its pipeline only.
     Amx(amx::Accumulator),
+    /// An accumulator in memory.
+    Stored(stored::Stored),
+    /// A tile that is computed where it is stored.
+    Deferred,
 }
 
 /// One kernel being lowered.
@@ -222,6 +229,10 @@ impl Lower<'_> {
     fn stmt(&mut self, s: &Stmt) -> Result<(), Error> {
         self.loc.clone_from(&s.loc);
         match &s.inst {
+            Inst::Store { tensor, at, value, rows: None } if self.waits(*value) => {
+                let at = self.indices(at)?;
+                self.store_rows(*tensor, &at, *value)
+            }
             Inst::Store { tensor, at, value, rows } => {
                 let (at, value) = (self.indices(at)?, self.tile(*value)?);
                 let rows = rows.map(|r| self.index(r)).transpose()?;
@@ -233,7 +244,7 @@ impl Lower<'_> {
                 Ok(())
             }
             _ => {
-                let value = self.value(s)?;
+                let value = if self.is_deferred(s) { Value::Deferred } else { self.value(s)? };
                 self.values.insert(s.results[0], value);
                 Ok(())
             }
@@ -263,7 +274,7 @@ impl Lower<'_> {
             }
             Inst::Reshape(v) if self.kernel.tile(*v).layout == Layout::Operand => {
                 let view = self.operand(*v)?;
-                self.reshape_view(view, &self.kernel.tile(s.results[0]).shape).map(Value::Operand)
+                self.reshape_view(view, &self.kernel.tile(s.results[0]).shape.clone()).map(Value::Operand)
             }
             _ => self.elementwise(s).map(Value::Tile),
         }

@@ -50,6 +50,23 @@ impl View {
         self.dtype.bytes(group)
     }
 
+    /// Bytes to the k value `first`, where that many before it are whole groups.
+    pub(crate) fn k_distance(&self, first: usize) -> Option<usize> {
+        match self.address.columns {
+            Columns::Dense => Some(first * self.address.size),
+            Columns::Grouped { k, stride } if first.is_multiple_of(k) => Some(first / k * stride),
+            Columns::Grouped { .. } | Columns::From { .. } => None,
+        }
+    }
+
+    /// Bytes from each row to the next, where all are the same.
+    pub(crate) fn even_rows(&self) -> Option<usize> {
+        let distances = (0..self.rows()).map(|r| self.row_distance(r)).collect::<Option<Vec<i64>>>()?;
+        let step = distances.get(1).map_or(64, |second| second - distances[0]);
+        let even = distances[0] == 0 && distances.windows(2).all(|w| w[1] - w[0] == step);
+        usize::try_from(step).ok().filter(|_| even)
+    }
+
     /// Constant distance of a row.
     pub(crate) fn row_distance(&self, r: usize) -> Option<i64> {
         self.address.rows[r].as_const()
@@ -59,7 +76,7 @@ impl View {
 impl Lower<'_> {
     /// A tile of a tensor as an operand.
     pub(crate) fn view(&mut self, tensor: usize, at: &[Index], shape: &[usize]) -> Result<View, Error> {
-        let address = self.address(tensor, at, shape)?;
+        let address = self.place(tensor, at, shape)?;
         let extents = self.extents(tensor, at, shape);
         let readable = match self.kernel.params[tensor].layout {
             rvllm_ir::tile::MemLayout::Panel { n, .. } => n,
@@ -70,7 +87,7 @@ impl Lower<'_> {
     }
 
     /// Other leading dimensions, same rows.
-    pub(crate) fn reshape_view(&self, view: View, shape: &[usize]) -> Result<View, Error> {
+    pub(crate) fn reshape_view(&mut self, view: View, shape: &[usize]) -> Result<View, Error> {
         let whole = view.extents[..view.extents.len() - 1].iter().all(|e| matches!(e, Extent::All));
         if !whole || view.shape.last() != shape.last() {
             return Err(self.unsupported(format!("an operand {:?} reshaped to {shape:?}", view.shape)));
@@ -78,7 +95,7 @@ impl Lower<'_> {
         let last = view.extents.last().copied().unwrap_or(Extent::All);
         let mut extents = vec![Extent::All; shape.len()];
         *extents.last_mut().expect("invariant: an operand has a rank") = last;
-        Ok(View { shape: shape.to_vec(), extents, ..view })
+        Ok(self.with_even_rows(View { shape: shape.to_vec(), extents, ..view }))
     }
 
     /// Writes a tile to the stack, row after row; an odd tail of 16-bit elements is followed by a zero.

@@ -19,10 +19,20 @@ impl Lower<'_> {
         body: &Block,
     ) -> Result<Vec<Value>, Error> {
         let (lo, hi) = (self.index(lo)?, self.index(hi)?);
-        let mut carried = init.iter().map(|v| self.carriable(*v)).collect::<Result<Vec<_>, _>>()?;
         let peel = self.peels(lo, hi, body);
+        let mut carried = vec![];
+        for (j, v) in init.iter().enumerate() {
+            carried.push(if self.is_large(*v) { self.stored(body, j, *v, peel)? } else { self.carriable(*v)? });
+        }
         self.enter_amx(body, &mut carried, peel)?;
         let main = if peel { self.w.index(IndexOp::Sub, hi, Index::constant(1)) } else { hi };
+        let lo = if carried.iter().any(|v| matches!(v, Value::Stored(_))) && lo.as_const() < main.as_const() {
+            // of its own, as it finds nothing in memory
+            carried = self.iteration_ahead(lo, hi, stages, &carried, body)?;
+            self.w.add_const(lo, 1)
+        } else {
+            lo
+        };
         if main.as_const().is_none() || lo.as_const() < main.as_const() {
             carried = self.iterate([lo, main], stages, carried, body)?;
         }
@@ -97,7 +107,7 @@ impl Lower<'_> {
             Value::Index(i) => vec![self.w.ssa(*i)],
             Value::Tile(t) => t.vecs.clone(),
             Value::Amx(a) => a.tiles.clone(),
-            Value::Operand(_) => vec![],
+            Value::Operand(_) | Value::Stored(_) | Value::Deferred => vec![],
         }
     }
 
@@ -152,7 +162,7 @@ impl Lower<'_> {
         let at: Option<Vec<Index>> = at.iter().map(|v| self.later(*v, body, &mut later)).collect();
         let Some(at) = at else { return };
         let shape = ty.shape.clone();
-        if let Ok(address) = self.address(*tensor, &at, &shape)
+        if let Ok(address) = self.place(*tensor, &at, &shape)
             && let Some(Value::Operand(view)) = self.values.get_mut(&s.results[0])
         {
             view.ahead = Some(address.base);
@@ -218,7 +228,7 @@ fn rebuild(like: &[Value], parts: &[Ssa]) -> Vec<Value> {
         Value::Index(_) => Value::Index(Index::value(take(1)[0])),
         Value::Tile(t) => Value::Tile(Tile { vecs: take(t.vecs.len()), ..t.clone() }),
         Value::Amx(a) => Value::Amx(super::amx::Accumulator { tiles: take(a.tiles.len()), ..a.clone() }),
-        Value::Operand(o) => Value::Operand(o.clone()),
+        Value::Operand(_) | Value::Stored(_) | Value::Deferred => v.clone(),
     };
     like.iter().map(one).collect()
 }

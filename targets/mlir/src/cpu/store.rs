@@ -92,15 +92,15 @@ impl Lower<'_> {
         let start = self.w.at(a.base, a.rows[row]);
         for ((first, width), v) in chunks(&value.shape).into_iter().zip(value.row(row).to_vec()) {
             let lanes = Lanes { first, width, extent, row: Cond::Always };
-            match a.columns {
-                Columns::Dense => self.store_dense(start, a.size, &lanes, v),
-                Columns::Grouped { .. } | Columns::From { .. } => self.store_groups(a, start, &lanes, v),
+            match self.run(a, first, width) {
+                Some(distance) => self.store_run(start, distance, a.size, &lanes, v),
+                None => self.store_groups(a, start, &lanes, v),
             }
         }
     }
 
-    fn store_dense(&mut self, start: Ssa, size: usize, lanes: &Lanes, v: Ssa) {
-        let p = self.w.offset(start, (lanes.first * size) as i64);
+    fn store_run(&mut self, start: Ssa, distance: Index, size: usize, lanes: &Lanes, v: Ssa) {
+        let p = self.w.at(start, distance);
         match self.lane_mask(lanes.extent, lanes.first, lanes.width) {
             None => self.w.store(v, p, size),
             Some(mask) => self.w.masked_store(v, p, mask, size),

@@ -171,7 +171,8 @@ fn mem_layout(p: &Param) -> Result<(), String> {
         },
         MemLayout::Panel { n: 0, .. } | MemLayout::Panel { k: 0, .. } => Err(format!("`{name}` has an empty panel")),
         MemLayout::Panel { .. } if rank < 2 => Err(format!("`{name}` has rank {rank}: panels need two dimensions")),
-        MemLayout::Panel { .. } => match fixed(&p.ty.dims[rank - 2..]) {
+        // of a matrix of activations, rows are as many as the step has
+        MemLayout::Panel { .. } => match fixed(&p.ty.dims[if rank == 2 { 1 } else { rank - 2 }..]) {
             Some(_) => Ok(()),
             None => Err(format!("`{name}` is {}: the last two dimensions of panels are static", p.ty)),
         },
