@@ -10,12 +10,20 @@ mod tokenizer;
 
 use crate::error::{Error, Result};
 use rvllm_artifact::{Checkpoint, gguf::Gguf};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::{collections::BTreeMap, path::Path};
 
 /// A file that its metadata do not make a model of.
 pub(crate) fn refused(path: &Path, problem: impl Into<String>) -> Error {
     Error::Gguf { path: path.into(), problem: problem.into() }
+}
+
+/// The map of a JSON object.
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
 }
 
 /// The files of a model directory that the metadata make; tokenizer.json only where it is `wanted`.

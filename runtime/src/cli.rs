@@ -2,6 +2,10 @@
 //!
 //! Invariants: no work is done here, and no flag is accepted that nothing reads.
 
+mod served;
+
+pub use served::{Named, Served};
+
 use crate::{bench::Bench, eval::Eval, run_batch, sampling::Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rvllm_engine::DeviceChoice;
@@ -173,15 +177,9 @@ pub struct Server {
     /// Guard /metrics with the keys, too
     #[arg(long)]
     pub guard_metrics: bool,
-    /// What requests call the model, the principal name first; repeatable [default: the model as named here]
-    #[arg(long, value_name = "NAME", num_args = 1..)]
-    pub served_model_name: Vec<String>,
-    /// A chat template instead of the model's
-    #[arg(long, value_name = "FILE")]
-    pub chat_template: Option<PathBuf>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
-    pub parsers: crate::parsers::Flags,
+    pub served: Served,
     /// Leave tools out of the prompts of requests that choose none
     #[arg(long)]
     pub exclude_tools_when_tool_choice_none: bool,

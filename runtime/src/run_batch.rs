@@ -9,7 +9,7 @@ use crate::{
     cli,
     error::{Failure, note},
     fingerprint::Hash,
-    input, interrupt, parsers,
+    input, interrupt,
     partial::{Header, Partial, VERSION},
     serve::{self, Loaded, Source},
 };
@@ -39,12 +39,9 @@ const ROUTES: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
 /// `rvllm run-batch`
 #[derive(clap::Args, Debug)]
 pub struct Flags {
-    /// An artifact, or a model (directory or hub id), which is compiled into a cache first
-    #[arg(value_name = "ARTIFACT|MODEL", required_unless_present = "model")]
-    pub artifact: Option<String>,
-    /// The same, by vLLM's flag
-    #[arg(long, value_name = "ARTIFACT|MODEL", conflicts_with = "artifact")]
-    pub model: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub named: cli::Named,
     /// Requests, one a line: custom_id, method, url, body
     #[arg(short, long, value_name = "FILE.jsonl")]
     pub input_file: PathBuf,
@@ -54,15 +51,9 @@ pub struct Flags {
     /// Continue an interrupted run: keep the finished lines in OUTPUT.partial
     #[arg(long)]
     pub resume: bool,
-    /// What requests call the model; repeatable [default: the model as named here]
-    #[arg(long, value_name = "NAME", num_args = 1..)]
-    pub served_model_name: Vec<String>,
-    /// A chat template instead of the model's
-    #[arg(long, value_name = "FILE")]
-    pub chat_template: Option<PathBuf>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
-    pub parsers: parsers::Flags,
+    pub served: cli::Served,
     /// Where defaults come from: the checkpoint's generation_config.json, or vLLM's neutral values
     #[arg(long, value_enum, default_value = "auto", value_name = "WHERE")]
     pub generation_config: cli::GenerationConfig,
@@ -94,13 +85,9 @@ struct Line {
 pub fn run(flags: &Flags) -> Result<()> {
     let bytes = input::read(&flags.input_file)?;
     let lines = read(&bytes, &flags.input_file.display().to_string())?;
-    let root = flags.artifact.clone().or(flags.model.clone()).unwrap_or_default();
-    let names = if flags.served_model_name.is_empty() { vec![root.clone()] } else { flags.served_model_name.clone() };
     let Loaded { engine, served, manifest } = serve::load(&Source {
-        root,
-        names,
-        chat_template: flags.chat_template.as_deref(),
-        parsers: flags.parsers,
+        root: flags.named.name(),
+        served: &flags.served,
         generation_config: flags.generation_config,
         sampling: &flags.sampling,
         engine: &flags.engine,
@@ -187,7 +174,9 @@ fn open(flags: &Flags, bytes: &[u8], lines: &[Line], manifest: &[u8]) -> Result<
     artifact.add(format!("{:?}", crate::model::weights_option(&flags.engine)).as_bytes());
     let mut requests = Hash::default();
     requests.add(&serde_json::to_vec(&flags.sampling)?);
-    requests.add(format!("{:?} {:?} {:?}", flags.chat_template, flags.generation_config, flags.parsers).as_bytes());
+    requests.add(
+        format!("{:?} {:?} {:?}", flags.served.chat_template, flags.generation_config, flags.served.parsers).as_bytes(),
+    );
     let header = Header {
         rvllm_partial: VERSION,
         total: lines.len(),

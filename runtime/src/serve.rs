@@ -22,7 +22,6 @@ use rvllm_server::{
 };
 use std::{
     env,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -59,13 +58,9 @@ pub fn run(args: &cli::Serve, start: Instant) -> Result<()> {
 /// What is to be served, and how its defaults are made.
 pub struct Source<'a> {
     /// An artifact or a model.
-    pub root: String,
-    /// What requests call it, the principal name first.
-    pub names: Vec<String>,
-    /// A chat template instead of the model's.
-    pub chat_template: Option<&'a Path>,
-    /// Which parsers read answers.
-    pub parsers: parsers::Flags,
+    pub root: &'a str,
+    /// What requests call it, and how its chats are written and read.
+    pub served: &'a cli::Served,
     /// Where sampling defaults come from.
     pub generation_config: GenerationConfig,
     /// Sampling defaults.
@@ -78,12 +73,9 @@ pub struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn of(args: &'a cli::Serve) -> Source<'a> {
-        let root = args.model.clone().unwrap_or_default();
         Source {
-            names: names(&args.server, &root),
-            root,
-            chat_template: args.server.chat_template.as_deref(),
-            parsers: args.server.parsers,
+            root: args.model.as_deref().unwrap_or_default(),
+            served: &args.server.served,
             generation_config: args.generation_config,
             sampling: &args.sampling,
             engine: &args.engine,
@@ -110,10 +102,11 @@ pub fn load(source: &Source<'_>) -> Result<Loaded> {
     let engine = cli::Engine { seed: source.sampling.seed, ..source.engine.clone() };
     // A seed of every request would make all answers to a prompt the same; the engine draws theirs from it instead.
     let flags = Sampling { seed: None, ..source.sampling.clone() };
-    let session = Session::open(&source.root, &engine, source.quiet)?;
+    let session = Session::open(source.root, &engine, source.quiet)?;
     let defaults = session.defaults(&flags, source.generation_config, None)?;
     let Session { artifact, engine } = session;
-    let template = match source.chat_template {
+    let cli::Served { chat_template, parsers: flags, .. } = source.served;
+    let template = match chat_template {
         Some(path) => Some(encode::template_from(&artifact, path)?),
         None => encode::read_template(&artifact)?,
     };
@@ -127,8 +120,9 @@ pub fn load(source: &Source<'_>) -> Result<Loaded> {
         kv_cache_dtype: dtype_name(manifest.kv_cache.dtype),
         ..ArtifactCard::default()
     };
-    let served = Served::new(&engine, source.names.clone(), source.root.clone(), encoder, defaults, card);
-    let served = served.with_parsers(source.parsers.over(parsers::of_artifact(&artifact, source.chat_template)));
+    let served =
+        Served::new(&engine, source.served.names(source.root), source.root.to_string(), encoder, defaults, card);
+    let served = served.with_parsers(flags.over(parsers::of_artifact(&artifact, chat_template.as_deref())));
     let manifest = serde_json::to_vec(manifest)?;
     Ok(Loaded { engine, served, manifest })
 }
@@ -152,12 +146,8 @@ fn mock(args: &cli::Serve) -> Result<(Engine, Served)> {
     let encoder = mock::encoder(&engine);
     let card = ArtifactCard { target: MOCK.to_string(), ..ArtifactCard::default() };
     let defaults = SamplingParams { max_tokens: None, ..SamplingParams::default() };
-    let served = Served::new(&engine, names(&args.server, MOCK), MOCK.to_string(), encoder, defaults, card);
-    Ok((engine, served.with_parsers(args.server.parsers.over(Parsers::default()))))
-}
-
-fn names(flags: &cli::Server, root: &str) -> Vec<String> {
-    if flags.served_model_name.is_empty() { vec![root.to_string()] } else { flags.served_model_name.clone() }
+    let served = Served::new(&engine, args.server.served.names(MOCK), MOCK.to_string(), encoder, defaults, card);
+    Ok((engine, served.with_parsers(args.server.served.parsers.over(Parsers::default()))))
 }
 
 fn config(flags: &cli::Server) -> Result<Config> {

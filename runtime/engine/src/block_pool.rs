@@ -8,7 +8,8 @@
 //! - every operation is O(1).
 
 use crate::block_hash::BlockHash;
-use std::collections::{HashMap, hash_map::Entry};
+use rustc_hash::FxHashMap;
+use std::collections::hash_map::Entry;
 
 /// A block of the KV cache.
 pub type BlockId = u32;
@@ -32,7 +33,7 @@ pub struct BlockPool {
     num_free: usize,
     /// What each block holds, where it can be found by that.
     hashes: Vec<Option<BlockHash>>,
-    by_hash: HashMap<BlockHash, BlockId>,
+    by_hash: FxHashMap<BlockHash, BlockId>,
 }
 
 impl BlockPool {
@@ -43,7 +44,7 @@ impl BlockPool {
             links: vec![Link { previous: NONE, next: NONE }; num_blocks as usize + 1],
             num_free: 0,
             hashes: vec![None; num_blocks as usize],
-            by_hash: HashMap::new(),
+            by_hash: FxHashMap::default(),
         };
         let ends = pool.ends();
         pool.links[ends as usize] = Link { previous: ends, next: ends };

@@ -30,11 +30,8 @@ use crate::{
     text::{Text, Transcript},
     tokenizer::Tokenizer,
 };
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Instant,
-};
+use rustc_hash::FxHashMap;
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 /// What an engine is made of; [`Engine::load`] makes it from an artifact.
 pub struct EngineParts {
@@ -63,7 +60,7 @@ pub struct Engine {
     num_arrived: u64,
     policy: SchedulingPolicy,
     /// Of requests that want text; `None` where the caller makes it.
-    transcripts: Option<HashMap<RequestId, Transcript>>,
+    transcripts: Option<FxHashMap<RequestId, Transcript>>,
     step: Step,
     queue: Queue,
     grammars: Arc<GrammarCompiler>,
@@ -73,7 +70,7 @@ pub struct Engine {
 /// The requests and what is scheduled of them.
 struct Queue {
     scheduler: Scheduler,
-    requests: HashMap<RequestId, Request>,
+    requests: FxHashMap<RequestId, Request>,
     deadlines: BTreeSet<(Instant, RequestId)>,
     scratch: Scratch,
     outputs: Vec<Output>,
@@ -95,7 +92,7 @@ impl Engine {
     pub fn new(parts: EngineParts) -> Engine {
         let EngineParts { forward, tokenizer, eos_token_ids, seed, memory, threads } = parts;
         let scheduler = Scheduler::new(*forward.limits());
-        let (requests, deadlines, scratch) = (HashMap::new(), BTreeSet::new(), Scratch::default());
+        let (requests, deadlines, scratch) = (FxHashMap::default(), BTreeSet::new(), Scratch::default());
         let queue = Queue { scheduler, requests, deadlines, scratch, outputs: vec![] };
         let eos_token_ids: Arc<[u32]> = eos_token_ids.into();
         let vocab_size = forward.limits().vocab_size;
@@ -110,7 +107,7 @@ impl Engine {
             threads,
             num_arrived: 0,
             policy: SchedulingPolicy::default(),
-            transcripts: Some(HashMap::new()),
+            transcripts: Some(FxHashMap::default()),
             step: Step::default(),
             queue,
             grammars,
@@ -127,6 +124,11 @@ impl Engine {
     /// In which order requests are served; [`SchedulingPolicy::Fcfs`] unless told otherwise.
     pub fn set_scheduling_policy(&mut self, policy: SchedulingPolicy) {
         self.policy = policy;
+    }
+
+    /// In which order requests are served.
+    pub fn scheduling_policy(&self) -> SchedulingPolicy {
+        self.policy
     }
 
     /// Leaves text to the caller, who makes it with a [`Transcript`] of each request and tells the engine of stop strings

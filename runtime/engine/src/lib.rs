@@ -44,6 +44,7 @@ pub mod row;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+mod softmax;
 pub mod stats;
 pub mod step;
 pub mod stop;

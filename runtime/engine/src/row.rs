@@ -8,6 +8,8 @@
 use crate::forward::{LOGITS_BLOCK, Row};
 use std::cmp::Ordering;
 
+/// So few of the largest maxima are kept in order while the others are looked at.
+const FEW: usize = 64;
 /// Values that are compared before it is asked whether one was equal.
 const EQUAL_RUN: usize = 32;
 
@@ -43,8 +45,9 @@ impl<'a> Row<'a> {
     /// How many logits are at least that of token `id`: 1 for the most likely.
     pub fn rank(&self, id: u32) -> u32 {
         let logit = self.logits[id as usize];
-        let at_least = |block: usize| self.block(block).iter().filter(|l| **l >= logit).count();
-        self.blocks_from(logit).map(at_least).sum::<usize>() as u32
+        // Of 32 bits, so that many are counted at once.
+        let at_least = |block: usize| self.block(block).iter().map(|l| u32::from(*l >= logit)).sum::<u32>();
+        self.blocks_from(logit).map(at_least).sum()
     }
 
     /// The rank of each of some tokens, in one pass.
@@ -73,7 +76,7 @@ impl<'a> Row<'a> {
         let bound = self.lower_bound(count);
         let mut found: Vec<TokenLogit> = vec![];
         for block in self.blocks_from(bound) {
-            found.extend(self.tokens(block).filter(|t| t.logit >= bound));
+            self.find(block, bound, &mut found);
         }
         found.sort_unstable_by(TokenLogit::order);
         let last = count.min(found.len()).checked_sub(1).map(|i| found[i].logit);
@@ -86,8 +89,36 @@ impl<'a> Row<'a> {
         if count == 0 || count > self.block_max.len() {
             return f32::NEG_INFINITY;
         }
+        if count <= FEW {
+            return self.lowest_of_few(count);
+        }
         let mut maxima = self.block_max.to_vec();
         *maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
+    }
+
+    /// The `count`-th largest of the maxima, of which there are as many.
+    fn lowest_of_few(&self, count: usize) -> f32 {
+        let (first, rest) = self.block_max.split_at(count);
+        let mut largest = first.to_vec();
+        largest.sort_unstable_by(|a, b| b.total_cmp(a));
+        for max in rest {
+            if *max > largest[count - 1] {
+                largest.pop();
+                largest.insert(largest.partition_point(|other| other >= max), *max);
+            }
+        }
+        largest[count - 1]
+    }
+
+    /// The tokens of run `block` with a logit of at least `bound`.
+    fn find(&self, block: usize, bound: f32, found: &mut Vec<TokenLogit>) {
+        for (part, logits) in self.block(block).chunks(EQUAL_RUN).enumerate() {
+            if largest(logits) >= bound {
+                let first = self.first_id(block) + (part * EQUAL_RUN) as u32;
+                let tokens = (first..).zip(logits).map(|(id, logit)| TokenLogit { id, logit: *logit });
+                found.extend(tokens.filter(|t| t.logit >= bound));
+            }
+        }
     }
 
     /// Runs with a logit of at least `bound`.
@@ -95,10 +126,9 @@ impl<'a> Row<'a> {
         self.block_max.iter().enumerate().filter(move |(_, m)| **m >= bound).map(|(i, _)| i)
     }
 
-    /// The tokens of run `i`.
-    pub(crate) fn tokens(&self, i: usize) -> impl Iterator<Item = TokenLogit> + use<'a> {
-        let ids = (i * LOGITS_BLOCK) as u32..;
-        ids.zip(self.block(i)).map(|(id, logit)| TokenLogit { id, logit: *logit })
+    /// The first token of run `i`.
+    pub(crate) fn first_id(&self, i: usize) -> u32 {
+        (i * LOGITS_BLOCK) as u32
     }
 
     /// The logits of run `i`.

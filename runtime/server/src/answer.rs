@@ -99,6 +99,8 @@ pub struct Running {
     /// Of each prompt that is not answered yet.
     prompts: Vec<Option<Answering>>,
     usage: Usage,
+    /// The client's own.
+    deadline: Option<Instant>,
     engine: Arc<EngineHandle>,
     log: Arc<RequestLog>,
 }
@@ -126,9 +128,10 @@ impl Running {
             Ok(Some(Answering { transcript }))
         };
         let prompts = job.prompts.iter().map(answering).collect::<Result<_, _>>()?;
+        let deadline = timeout.map(|t| Instant::now() + t);
         let outputs = engine.submit(job, timeout).await?;
         let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
-        Ok(Running { outputs, prompts, usage, engine: engine.clone(), log })
+        Ok(Running { outputs, prompts, usage, deadline, engine: engine.clone(), log })
     }
 
     /// What the next step adds, with the index of its prompt; `None` when all is said.
@@ -179,7 +182,7 @@ impl Running {
         let finishes = output.sequences.iter().filter_map(|s| s.finish.as_ref());
         finishes.clone().for_each(|f| self.log.note_finish(f.reason.as_str()));
         self.log.note_usage(&self.usage);
-        match finishes.clone().find_map(failure) {
+        match finishes.clone().find_map(|finish| failure(finish, self.deadline)) {
             Some(error) => Err(error),
             None if output.sequences.is_empty() && output.finished.is_none() => Ok(None),
             None => Ok(Some((prompt, output))),
@@ -266,12 +269,16 @@ pub fn extend(all: &mut SequenceOutput, added: SequenceOutput) {
     all.finish = added.finish;
 }
 
-/// What a client is told of an answer that will not be whole.
-fn failure(finish: &Finish) -> Option<ApiError> {
+/// What a client is told of an answer that will not be whole. `deadline` is the client's own.
+fn failure(finish: &Finish, deadline: Option<Instant>) -> Option<ApiError> {
     match (finish.reason, &finish.stop_reason) {
         (FinishReason::Stop | FinishReason::Length | FinishReason::Repetition, _) => None,
         (FinishReason::Error, Some(StopReason::Text(why))) => Some(ApiError::field("structured_outputs", why.as_ref())),
         (FinishReason::Error, _) => Some(ApiError::internal("the answer could not go on")),
+        (FinishReason::Abort, _) if deadline.is_some_and(|deadline| deadline <= Instant::now()) => Some(ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "the request took longer than its X-Request-Timeout and was given up",
+        )),
         (FinishReason::Abort, _) => {
             Some(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "the request took too long and was given up"))
         }

@@ -36,6 +36,21 @@ const FAMILIES: [Marks; 6] = [
 /// Stands before a text whose first word is not to be taken for the beginning of a line.
 const ANCHOR: &str = "☺";
 
+/// Tokens that mark the parts: before the prefix, before the suffix, and behind both.
+type Tokens = (u32, u32, Option<u32>);
+
+fn tokens(tokenizer: &Tokenizer) -> Option<Tokens> {
+    let id = |token: &str| tokenizer.token_to_id(token);
+    let of =
+        |m: &Marks| Some((id(m.prefix)?, id(m.suffix)?, m.middle.map(|middle| id(middle).ok_or(())).transpose().ok()?));
+    FAMILIES.iter().find_map(of)
+}
+
+/// Whether the model's vocabulary has marks for it.
+pub(crate) fn is_known(tokenizer: &Tokenizer) -> bool {
+    tokens(tokenizer).is_some()
+}
+
 /// A prompt that asks for what stands between `prefix` and `suffix`. `before` are the tokens that every text begins with.
 ///
 /// # Errors
@@ -46,10 +61,7 @@ pub(crate) fn fill(
     prefix: Vec<u32>,
     suffix: &str,
 ) -> Result<Vec<u32>, ApiError> {
-    let id = |token: &str| tokenizer.token_to_id(token);
-    let of =
-        |m: &Marks| Some((id(m.prefix)?, id(m.suffix)?, m.middle.map(|middle| id(middle).ok_or(())).transpose().ok()?));
-    let Some((pre, suf, middle)) = FAMILIES.iter().find_map(of) else {
+    let Some((pre, suf, middle)) = tokens(tokenizer) else {
         let message = "suffix needs a model that fills in the middle, and this one's vocabulary has no tokens for that \
                        · help: leave it out";
         return Err(ApiError::field("suffix", message));

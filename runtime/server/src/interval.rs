@@ -27,10 +27,12 @@ impl Interval {
     /// What a request asks for.
     ///
     /// # Errors
-    /// Its interval is 0.
+    /// Its interval is below 1.
     pub fn of(common: &Common) -> Result<Interval, ApiError> {
         match common.stream_interval.unwrap_or(1) {
-            0 => Err(ApiError::field("stream_interval", "stream_interval is 0, but must be at least 1")),
+            tokens @ ..1 => {
+                Err(ApiError::field("stream_interval", format!("stream_interval is {tokens}, but must be at least 1")))
+            }
             tokens => Ok(Interval { tokens: tokens as usize, held: HashMap::new() }),
         }
     }

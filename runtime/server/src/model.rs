@@ -2,7 +2,7 @@
 
 use crate::{notation::Notation, prompt::Encoder};
 use rvllm_artifact::parsers::Parsers;
-use rvllm_engine::{Engine, Limits, MemoryTable, SamplingParams};
+use rvllm_engine::{Engine, Limits, MemoryTable, SamplingParams, SchedulingPolicy};
 use serde::Serialize;
 use std::{sync::Arc, time::SystemTime};
 use utoipa::ToSchema;
@@ -21,6 +21,8 @@ pub struct Served {
     pub defaults: SamplingParams,
     /// Bounds of steps and sequences.
     pub limits: Limits,
+    /// In which order requests are served.
+    pub policy: SchedulingPolicy,
     /// Where the memory goes.
     pub memory: MemoryTable,
     /// What `/v1/models` tells about the artifact.
@@ -57,13 +59,13 @@ impl Served {
         artifact: ArtifactCard,
     ) -> Served {
         let memory = engine.memory().clone();
-        let limits = *engine.limits();
+        let (limits, policy) = (*engine.limits(), engine.scheduling_policy());
         let kv_cache_tokens = u64::from(limits.num_blocks) * u64::from(limits.block_size);
         let created = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs());
         let fingerprint = format!("rvllm-{}-{}", env!("CARGO_PKG_VERSION"), artifact.target);
         let artifact = ArtifactCard { kv_cache_tokens, ..artifact };
         let (encoder, notation) = (Arc::new(encoder), Notation::default());
-        Served { names, root, encoder, notation, defaults, limits, memory, artifact, created, fingerprint }
+        Served { names, root, encoder, notation, defaults, limits, policy, memory, artifact, created, fingerprint }
     }
 
     /// Reads answers by these parsers; else all text is content.

@@ -45,7 +45,10 @@ pub fn describe(served: &Served, config: &Config, is_open: impl Fn(&str) -> bool
     let mut api = serde_json::to_value(Api::openapi()).unwrap_or_default();
     bounds::complete(&mut api, served, config);
     REQUESTS.iter().for_each(|name| tell_refusals(&mut api, name, config.strict));
-    operations(&mut api).for_each(|(_, operation)| tell_events(operation));
+    operations(&mut api).for_each(|(_, operation)| {
+        tell_events(operation);
+        tell_headers(operation);
+    });
     if config.has_keys() {
         need_key(&mut api, is_open);
     }
@@ -78,6 +81,16 @@ fn need_key(api: &mut Value, is_open: impl Fn(&str) -> bool) {
 fn operations(api: &mut Value) -> impl Iterator<Item = (&str, &mut Value)> {
     let paths = api["paths"].as_object_mut().into_iter().flatten();
     paths.flat_map(|(path, all)| all.as_object_mut().into_iter().flatten().map(move |(_, o)| (path.as_str(), o)))
+}
+
+/// Says that headers are given or not: there is none that is null.
+fn tell_headers(operation: &mut Value) {
+    let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten().filter(|p| p["in"] == "header") {
+        if let Some(types) = parameter["schema"]["type"].as_array_mut() {
+            types.retain(|t| t != "null");
+        }
+    }
 }
 
 /// Says what the events of a stream are: the answer's pieces, an error, and the end.

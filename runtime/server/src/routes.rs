@@ -40,8 +40,8 @@ use tokio::time::timeout;
 const LINGER: Duration = Duration::from_secs(5);
 /// The header with the seconds after which a client wants its request given up.
 const REQUEST_TIMEOUT: &str = "x-request-timeout";
-/// What a longer time is as good as.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// What a longer time is as good as, in seconds.
+const LONGEST_TIMEOUT: f64 = 365.0 * 24.0 * 3600.0;
 /// The page at `/`.
 const PAGE: &str = include_str!("page.html");
 
@@ -209,7 +209,7 @@ pub async fn detokenize(State(app): Shared, headers: HeaderMap, body: Body) -> R
 
 /// Continues prompts.
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, params(
-    ("X-Request-Timeout" = Option<f64>, Header, exclusive_minimum = 0, description = "seconds after which the request is given up")), responses(
+    ("X-Request-Timeout" = Option<f64>, Header, exclusive_minimum = 0, example = 30.0, description = "seconds after which the request is given up")), responses(
     (status = 200, content((Completion = "application/json"), (String = "text/event-stream"))),
     (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn completion(
@@ -227,7 +227,7 @@ pub async fn completion(
 
 /// Continues a conversation.
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, params(
-    ("X-Request-Timeout" = Option<f64>, Header, exclusive_minimum = 0, description = "seconds after which the request is given up")), responses(
+    ("X-Request-Timeout" = Option<f64>, Header, exclusive_minimum = 0, example = 30.0, description = "seconds after which the request is given up")), responses(
     (status = 200, content((ChatCompletion = "application/json"), (String = "text/event-stream"))),
     (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn chat_completion(
@@ -266,9 +266,9 @@ struct Until {
 fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     let Some(value) = headers.get(REQUEST_TIMEOUT) else { return Ok(None) };
     let seconds = value.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok());
-    let time = seconds.filter(|s| *s > 0.0).and_then(|s| Duration::try_from_secs_f64(s).ok());
     let wrong = || ApiError::field(REQUEST_TIMEOUT, "X-Request-Timeout must be a number of seconds above 0");
-    Ok(Some(time.ok_or_else(wrong)?.min(LONGEST_TIMEOUT)))
+    let seconds = seconds.filter(|s| *s > 0.0 && s.is_finite()).ok_or_else(wrong)?;
+    Ok(Some(Duration::from_secs_f64(seconds.min(LONGEST_TIMEOUT))))
 }
 
 async fn answer<W: Writer>(

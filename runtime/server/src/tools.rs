@@ -80,10 +80,12 @@ impl Tools {
     /// # Errors
     /// A tool, or the choice among them, is not what it must be.
     pub fn of(tools: Option<Vec<Value>>, own: &ChatFields) -> Result<Option<Tools>, ApiError> {
-        if tools.is_some() && own.functions.is_some() {
+        // Where one has none, the other counts.
+        let given = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|l| !l.is_empty());
+        if given(&tools) && given(&own.functions) {
             return Err(ApiError::field("functions", "functions is the older name of tools · help: give one of them"));
         }
-        let legacy = own.functions.is_some();
+        let legacy = own.functions.is_some() && !given(&tools);
         let missing = tools.is_none() && !legacy;
         let choice = choice(own)?.unwrap_or(Choice::Auto);
         if missing && (own.tool_choice.is_some() || own.function_call.is_some()) && choice != Choice::None {
@@ -91,8 +93,8 @@ impl Tools {
             return Err(ApiError::field(name, format!("{name} must be given where one is to be chosen")));
         }
         let (list, functions) = match &own.functions {
-            Some(functions) => read_functions(functions)?,
-            None => read_tools(tools.unwrap_or_default())?,
+            Some(functions) if legacy => read_functions(functions)?,
+            _ => read_tools(tools.unwrap_or_default())?,
         };
         check_names(&functions, if legacy { "functions" } else { "tools" }, legacy)?;
         if let Choice::Named(name) = &choice {

@@ -1,19 +1,13 @@
 //! `rvllm bench latency`: one batch of requests through the engine, over and over.
 
-use super::{stats::Summary, write_whole};
-use crate::{
-    cli,
-    drive::Request,
-    error::{Failure, note},
-    interrupt,
-    model::Session,
-};
-use anyhow::{Context, Result};
+use super::{stats::Summary, subject::Subject};
+use crate::{drive::Request, error::Failure, interrupt, model::Session};
+use anyhow::Result;
 use clap::Args;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rvllm_engine::{Engine, SamplingParams};
 use serde_json::{Map, Value, json};
-use std::{path::PathBuf, sync::atomic::Ordering, time::Instant};
+use std::{sync::atomic::Ordering, time::Instant};
 
 /// Percentiles, as vLLM chooses them.
 const PERCENTILES: [f64; 6] = [10.0, 25.0, 50.0, 75.0, 90.0, 99.0];
@@ -21,12 +15,9 @@ const PERCENTILES: [f64; 6] = [10.0, 25.0, 50.0, 75.0, 90.0, 99.0];
 /// `rvllm bench latency`
 #[derive(Args, Debug)]
 pub struct Flags {
-    /// An artifact, or a model (directory or hub id), which is compiled into a cache first
-    #[arg(value_name = "ARTIFACT|MODEL", required_unless_present = "model")]
-    pub artifact: Option<String>,
-    /// The same, by vLLM's flag
-    #[arg(long, value_name = "ARTIFACT|MODEL", conflicts_with = "artifact")]
-    pub model: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub subject: Subject,
     /// Tokens of each prompt
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub input_len: usize,
@@ -45,15 +36,6 @@ pub struct Flags {
     /// Batches that count
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub num_iters: usize,
-    /// Write the results as JSON
-    #[arg(long, value_name = "FILE")]
-    pub output_json: Option<PathBuf>,
-    /// Print the results as JSON instead
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
-    pub engine: cli::Engine,
 }
 
 /// Runs the command.
@@ -65,9 +47,9 @@ pub fn run(flags: &Flags) -> Result<()> {
         return Err(Failure::usage("--num-iters, --batch-size and --input-len must be at least 1").into());
     }
     // The same prompts every time: none may be found computed already.
-    let engine = cli::Engine { no_enable_prefix_caching: true, enable_prefix_caching: false, ..flags.engine.clone() };
-    let model = flags.artifact.as_ref().or(flags.model.as_ref()).context("no model is named")?;
-    let mut session = Session::open(model, &engine, flags.json)?;
+    let mut subject = flags.subject.clone();
+    (subject.engine.no_enable_prefix_caching, subject.engine.enable_prefix_caching) = (true, false);
+    let mut session = subject.open()?;
     let requests = batch(flags, &session)?;
     let stop = interrupt::flag()?;
     let mut laps = vec![];
@@ -79,16 +61,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         laps.extend((i >= flags.num_iters_warmup).then_some(lap));
     }
     let results = Results::of(flags, &laps);
-    if let Some(path) = &flags.output_json {
-        write_whole(path, format!("{}\n", results.json()).as_bytes())?;
-        note(&format!("results are in {}", path.display()));
-    }
-    if flags.json {
-        println!("{}", results.json())
-    } else {
-        print!("{}", results.text())
-    }
-    Ok(())
+    flags.subject.tell(&results.json(), &results.text())
 }
 
 fn batch(flags: &Flags, session: &Session) -> Result<Vec<Request>> {

@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`serve`] | load on any OpenAI-compatible server: [`traffic`] over a [`client`] that reads [`sse`] |
-//! | [`latency`], [`throughput`] | the engine in this process |
+//! | [`latency`], [`throughput`] | the engine in this process, a [`subject`] of flags |
 //! | [`dataset`], [`vocabulary`] | what is asked |
 //! | [`results`], [`stats`], [`html`] | what came of it |
 //!
@@ -18,6 +18,7 @@ pub mod results;
 pub mod serve;
 pub mod sse;
 pub mod stats;
+pub mod subject;
 pub mod throughput;
 pub mod traffic;
 pub mod vocabulary;
@@ -25,7 +26,6 @@ pub mod vocabulary;
 use crate::error::Failure;
 use anyhow::{Context, Result};
 use clap::Subcommand;
-use serde_json::{Map, Value};
 use std::{fs, io::Write, path::Path};
 
 /// What is measured
@@ -77,14 +77,6 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
     Ok((key.trim().to_string(), value.trim().to_string()))
-}
-
-/// A JSON object of a flag.
-///
-/// # Errors
-/// It is something else.
-pub fn object(text: &str) -> Result<Map<String, Value>, String> {
-    serde_json::from_str(text).map_err(|e| format!("`{text}` is no JSON object: {e}"))
 }
 
 /// Percentiles of a flag: `50,99`.

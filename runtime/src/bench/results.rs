@@ -237,27 +237,29 @@ impl Results {
         let (input, output) = self.totals();
         let per_second = |n: f64| n / self.duration;
         let peak = |series: Series| series.into_iter().fold(0.0, f64::max);
-        let mut all = object(json!({
-            "date": c.date, "backend": c.backend, "label": c.label, "model_id": c.model, "tokenizer_id": c.tokenizer,
-            "num_prompts": self.outcomes.len(),
-        }));
-        all.extend(c.metadata.iter().map(|(k, v)| (k.clone(), json!(v))));
-        all.extend(object(json!({
-            "request_rate": c.request_rate.map_or(json!("inf"), Value::from),
-            "burstiness": c.burstiness,
-            "max_concurrency": c.max_concurrency,
-            "duration": self.duration,
-            "completed": self.completed(),
-            "failed": self.outcomes.len() - self.completed(),
-            "total_input_tokens": input,
-            "total_output_tokens": output,
-            "request_throughput": per_second(self.completed() as f64),
-            "request_goodput": self.goodput(),
-            "output_throughput": per_second(output as f64),
-            "total_token_throughput": per_second((input + output) as f64),
-            "max_output_tokens_per_s": peak(self.tokens_per_second()),
-            "max_concurrent_requests": self.most_at_once(),
-        })));
+        let mut all = Map::new();
+        let mut put = |key: &str, value: Value| all.insert(key.to_string(), value);
+        put("date", json!(c.date));
+        put("backend", json!(c.backend));
+        put("label", json!(c.label));
+        put("model_id", json!(c.model));
+        put("tokenizer_id", json!(c.tokenizer));
+        put("num_prompts", json!(self.outcomes.len()));
+        c.metadata.iter().for_each(|(key, value)| drop(put(key, json!(value))));
+        put("request_rate", c.request_rate.map_or(json!("inf"), Value::from));
+        put("burstiness", json!(c.burstiness));
+        put("max_concurrency", json!(c.max_concurrency));
+        put("duration", json!(self.duration));
+        put("completed", json!(self.completed()));
+        put("failed", json!(self.outcomes.len() - self.completed()));
+        put("total_input_tokens", json!(input));
+        put("total_output_tokens", json!(output));
+        put("request_throughput", json!(per_second(self.completed() as f64)));
+        put("request_goodput", json!(self.goodput()));
+        put("output_throughput", json!(per_second(output as f64)));
+        put("total_token_throughput", json!(per_second((input + output) as f64)));
+        put("max_output_tokens_per_s", json!(peak(self.tokens_per_second())));
+        put("max_concurrent_requests", json!(self.most_at_once()));
         for (key, ..) in METRICS {
             all.extend(self.times_json(key));
         }
@@ -303,13 +305,6 @@ fn heading(text: &str, fill: char) -> String {
 
 fn line(name: &str, value: &str) -> String {
     format!("{name:<40} {value:<9}").trim_end().to_string() + "\n"
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use super::{
     client::{Client, Outcome},
     dataset::{Dataset, Sample},
-    html, object, pair, percentiles,
+    html, pair, percentiles,
     results::{Conditions, Goals, Results},
     traffic::{Rate, departures},
     vocabulary::Vocabulary,
@@ -149,7 +149,7 @@ pub struct Flags {
     #[arg(long, value_name = "N", help_heading = "Sampling")]
     pub logprobs: Option<u32>,
     /// Fields that every request has beside these
-    #[arg(long, value_name = "JSON", value_parser = object, help_heading = "Sampling")]
+    #[arg(long, value_name = "JSON", value_parser = crate::parsers::object, help_heading = "Sampling")]
     pub extra_body: Option<Map<String, Value>>,
 
     /// Of which times statistics are printed: ttft, tpot, itl, e2el

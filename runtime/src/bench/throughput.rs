@@ -3,16 +3,10 @@
 use super::{
     dataset::{Dataset, Sample},
     latency::params,
+    subject::Subject,
     vocabulary::Vocabulary,
-    write_whole,
 };
-use crate::{
-    cli,
-    error::{Failure, note},
-    interrupt,
-    model::Session,
-    progress::Progress,
-};
+use crate::{error::Failure, interrupt, model::Session, progress::Progress};
 use anyhow::{Context, Result};
 use clap::Args;
 use rvllm_engine::Engine;
@@ -26,27 +20,15 @@ use std::{
 /// `rvllm bench throughput`
 #[derive(Args, Debug)]
 pub struct Flags {
-    /// An artifact, or a model (directory or hub id), which is compiled into a cache first
-    #[arg(value_name = "ARTIFACT|MODEL", required_unless_present = "model")]
-    pub artifact: Option<String>,
-    /// The same, by vLLM's flag
-    #[arg(long, value_name = "ARTIFACT|MODEL", conflicts_with = "artifact")]
-    pub model: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub subject: Subject,
     /// A tokenizer, where the artifact has none: a directory, tokenizer.json, or another artifact
     #[arg(long, value_name = "DIR|FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// Write the results as JSON
-    #[arg(long, value_name = "FILE")]
-    pub output_json: Option<PathBuf>,
-    /// Print the results as JSON instead
-    #[arg(long)]
-    pub json: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub dataset: Dataset,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
-    pub engine: cli::Engine,
 }
 
 /// Runs the command.
@@ -54,24 +36,14 @@ pub struct Flags {
 /// # Errors
 /// A flag is wrong, or the model does not load or compute.
 pub fn run(flags: &Flags) -> Result<()> {
-    let model = flags.artifact.as_ref().or(flags.model.as_ref()).context("no model is named")?;
-    let mut session = Session::open(model, &flags.engine, flags.json)?;
+    let mut session = flags.subject.open()?;
     let vocabulary = vocabulary(flags, &session)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let samples = runtime.block_on(flags.dataset.samples(&vocabulary))?;
-    let mut progress = Progress::new(!flags.json, samples.len(), 0);
+    let mut progress = Progress::new(!flags.subject.json, samples.len(), 0);
     let results = Results::measure(&mut session.engine, &samples, &mut progress, interrupt::flag()?)?;
     progress.clear();
-    if let Some(path) = &flags.output_json {
-        write_whole(path, format!("{}\n", results.json()).as_bytes())?;
-        note(&format!("results are in {}", path.display()));
-    }
-    if flags.json {
-        println!("{}", results.json())
-    } else {
-        print!("{}", results.text())
-    }
-    Ok(())
+    flags.subject.tell(&results.json(), &results.text())
 }
 
 fn vocabulary(flags: &Flags, session: &Session) -> Result<Vocabulary> {

@@ -20,6 +20,22 @@ def empty(body, message):
     return "the prompt is empty" in message
 
 
+FORMS = ["response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"]
+
+
+def several_forms(body, message):
+    return "both say what form" in message and sum(body.get(name) is not None for name in FORMS) > 1
+
+
+def unreadable(body, message):
+    """A grammar is a program: a text that is none is told of as such."""
+    return "cannot be followed" in message
+
+
+def a_form_and_beams(body, message):
+    return "whose beams follow no grammar" in message and body.get("use_beam_search")
+
+
 # By the field that the error names: whether the body's fields really do not fit together.
 REASONS = {
     "max_tokens": lambda b, m: too_long(b, m) or (b.get("max_tokens") == 0 and not b.get("echo")),
@@ -39,8 +55,13 @@ REASONS = {
     "tool_choice": lambda b, m: "does not have" in m or given(b, "tool_choice", {}) == "required",
     "functions": lambda b, m: "older name" in m or "must be given" in m or "of another function" in m,
     "function_call": lambda b, m: "older name" in m or "does not have" in m,
-    "response_format": lambda b, m: "different forms" in m,
-    "structured_outputs": lambda b, m: "different forms" in m,
+    "response_format": lambda b, m: "different forms" in m or unreadable(b, m) or ("needs json_schema.schema" in m and not (b["response_format"].get("json_schema") or {}).get("schema")),
+    "structured_outputs": lambda b, m: "different forms" in m or several_forms(b, m) or unreadable(b, m) or a_form_and_beams(b, m),
+    "guided_json": lambda b, m: several_forms(b, m) or unreadable(b, m),
+    "guided_regex": lambda b, m: several_forms(b, m) or unreadable(b, m),
+    "guided_choice": several_forms,
+    "guided_grammar": lambda b, m: several_forms(b, m) or unreadable(b, m),
+    "repetition_detection.min_pattern_size": lambda b, m: "at most max_pattern_size" in m,
     "messages": lambda b, m: "chat template" in m,
 }
 
@@ -52,3 +73,11 @@ def refusals_have_reasons(ctx, response, case):
     error = response.json()["error"]
     reason = REASONS.get(error["param"]) or REASONS.get((error["param"] or "").split("[")[0])
     assert reason and reason(case.body, error["message"]), f"refused without a reason: {error['message']}"
+
+
+@schemathesis.check
+def only_deadlines_of_clients_pass(ctx, response, case):
+    """A request is given up only where it says when, and not before."""
+    if response.status_code == 408:
+        seconds = float(case.headers["X-Request-Timeout"])
+        assert response.elapsed >= seconds, f"given up after {response.elapsed} of {seconds} s"

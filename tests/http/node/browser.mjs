@@ -48,6 +48,9 @@ class Browser {
   errors = []
   // Answers instead of the server's: [part of a URL, content type, body].
   instead = null
+  // What is typed where the browser asks for a password; none cancels.
+  password = null
+  #asked = new Set()
 
   constructor(socket) {
     this.#socket = socket
@@ -59,7 +62,7 @@ class Browser {
     const { targetId } = targetInfos.find(t => t.type === "page")
     this.#session = (await this.send("Target.attachToTarget", { targetId, flatten: true })).sessionId
     for (const domain of ["Page", "Runtime", "Network", "Accessibility"]) await this.send(`${domain}.enable`)
-    await this.send("Fetch.enable", { patterns: [{ urlPattern: "*" }] })
+    await this.send("Fetch.enable", { patterns: [{ urlPattern: "*" }], handleAuthRequests: true })
   }
 
   send(method, params = {}) {
@@ -73,6 +76,15 @@ class Browser {
     if (id) return error ? this.#replies.get(id).reject(new Error(error.message)) : this.#replies.get(id).resolve(result)
     if (method === "Runtime.exceptionThrown") this.errors.push(params.exceptionDetails.exception?.description)
     if (method === "Fetch.requestPaused") this.#answer(params)
+    if (method === "Fetch.authRequired") this.#enter(params)
+  }
+
+  // As a person does: types the password once, and gives up where it is asked for again.
+  #enter({ requestId, request }) {
+    const again = this.password === null || this.#asked.has(request.url)
+    this.#asked.add(request.url)
+    const authChallengeResponse = again ? { response: "CancelAuth" } : { response: "ProvideCredentials", username: "", password: this.password }
+    this.send("Fetch.continueWithAuth", { requestId, authChallengeResponse }).catch(() => {})
   }
 
   #answer({ requestId, request }) {
@@ -84,6 +96,7 @@ class Browser {
   }
 
   async goto(url) {
+    this.#asked.clear()
     await this.send("Page.navigate", { url })
     await this.until("document.readyState === 'complete'")
   }

@@ -10,11 +10,9 @@ const done = "document.querySelector('#send').textContent === 'Send' && !documen
 let page
 
 async function enter(at) {
+  page.password = key
   await page.goto(at)
-  await page.until("document.activeElement.id === 'key'")
-  await page.type(key)
-  await page.press("Tab")
-  await page.until("document.querySelector('#model').options.length > 0")
+  await page.until("document.querySelector('#model')?.options.length > 0")
 }
 
 async function ask(question, settings = {}) {
@@ -27,16 +25,26 @@ async function ask(question, settings = {}) {
 before(async () => { page = await open(chromium) })
 after(() => page?.close())
 
-test("without a key the page says so and asks for it", async () => {
+test("the browser asks for the key, and opens the page with it", async () => {
   await page.look({ width: 900, height: 700 })
-  await page.goto(url)
+  for (page.password of [null, "wrong"]) {
+    await page.goto(url)
+    assert.match(await text("body"), /AuthenticationError/)
+  }
+  await enter(url)
+  assert.deepEqual(await page.eval("[...document.querySelector('#model').options].map(o => o.value)"), ["demo", "demo-alias"])
+})
+
+test("a key in the settings counts, and a wrong one is told of", async () => {
+  page.password = null
+  const put = value => page.eval(`(e => { e.value = ${JSON.stringify(value)}; e.onchange() })(document.querySelector("#key"))`)
+  await put("wrong")
   await page.until("document.querySelector('.error')")
   assert.match(await text(".error"), /a key is needed/)
   assert.equal(await page.eval("document.querySelector('#settings').open"), true)
   assert.equal(await page.eval("document.activeElement.id"), "key")
-  await enter(url)
-  assert.equal(await text(".error"), "")
-  assert.deepEqual(await page.eval("[...document.querySelector('#model').options].map(o => o.value)"), ["demo", "demo-alias"])
+  await put(key)
+  await page.until("!document.querySelector('.error')")
 })
 
 test("everything that can be operated has a name", async () => {

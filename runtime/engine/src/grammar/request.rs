@@ -3,6 +3,7 @@
 //! Invariants: exactly one kind of grammar can be followed; more or none is an error, not a choice.
 
 use super::{ebnf, error::GrammarError, schema, tags};
+use crate::params::null_is_default;
 use llguidance::{
     JsonCompileOptions,
     api::{GrammarWithLexer, TopLevelGrammar},
@@ -15,8 +16,10 @@ use serde_json::{Value, json};
 /// an answer with it.
 const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
 
-/// What an answer must look like: one of the kinds, and how JSON is written. Fields have vLLM's names.
+/// What an answer must look like: exactly one of `json`, `regex`, `choice`, `grammar`, `json_object` and `structural_tag`,
+/// and how JSON is written. Fields have vLLM's names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct StructuredOutputs {
     /// A JSON schema that the answer fulfils: an object, or its text.
@@ -33,12 +36,18 @@ pub struct StructuredOutputs {
     /// Free text with parts that follow schemas: the text of an object of type `structural_tag`.
     pub structural_tag: Option<String>,
     /// JSON without whitespace between its parts.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<bool>))]
+    #[serde(deserialize_with = "null_is_default")]
     pub disable_any_whitespace: bool,
     /// Objects have no properties but those that the schema names.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<bool>))]
+    #[serde(deserialize_with = "null_is_default")]
     pub disable_additional_properties: bool,
     /// A regular expression for the whitespace between the parts of a JSON text.
     pub whitespace_pattern: Option<String>,
     /// Refuses to fall back to another backend. There is one, so nothing falls back either way.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<bool>))]
+    #[serde(deserialize_with = "null_is_default")]
     pub disable_fallback: bool,
     /// Tokens after which the grammar begins, such as the end of reasoning; empty, it begins with the answer.
     #[serde(skip)]

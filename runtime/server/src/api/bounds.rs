@@ -5,7 +5,8 @@
 //! field by field.
 
 use super::sampling::{MOST_ENTRIES, MOST_TEXT};
-use crate::{config::Config, model::Served};
+use crate::{config::Config, infill, model::Served};
+use rvllm_engine::SchedulingPolicy;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -34,9 +35,17 @@ pub struct NumAnswers(pub u32);
 #[derive(ToSchema)]
 pub struct Seed(pub i64);
 
+/// A place in the order of service.
+#[derive(ToSchema)]
+pub struct Priority(pub i32);
+
 /// A length that a prompt is cut to; -1 is as many tokens as fit.
 #[derive(ToSchema)]
 pub struct TruncatedLength(pub i64);
+
+/// A text that follows the answer.
+#[derive(ToSchema)]
+pub struct Suffix(pub String);
 
 /// A text that is not written.
 #[derive(ToSchema)]
@@ -56,13 +65,18 @@ pub fn complete(api: &mut Value, served: &Served, config: &Config) {
     }
 }
 
-fn table(served: &Served, config: &Config) -> [(&'static str, Value); 12] {
+fn table(served: &Served, config: &Config) -> [(&'static str, Value); 14] {
     let longest = served.limits.max_model_len;
     let last = served.limits.vocab_size.saturating_sub(1);
     let list = |items: &Value| json!({"type": "array", "items": items, "minItems": 1, "maxItems": config.max_n});
     let tokens = json!({"type": "array", "items": {"$ref": "#/components/schemas/TokenId"}, "minItems": 1});
     let text = json!({"type": "string", "minLength": 1});
     let stop = json!({"type": "string", "minLength": 1, "maxLength": MOST_TEXT});
+    let priority = match served.policy {
+        SchedulingPolicy::Fcfs => json!({"minimum": 0, "maximum": 0}),
+        SchedulingPolicy::Priority => json!({"minimum": i32::MIN, "maximum": i32::MAX}),
+    };
+    let infills = served.encoder.tokenizer().is_ok_and(|tokenizer| infill::is_known(tokenizer));
     let part =
         |kind: &str| json!({"required": [kind], "properties": {"type": {"const": kind}, kind: {"type": "string"}}});
     [
@@ -72,7 +86,9 @@ fn table(served: &Served, config: &Config) -> [(&'static str, Value); 12] {
         ("NumTokens", json!({"minimum": 0, "maximum": longest})),
         ("PositiveTokens", json!({"minimum": 1, "maximum": longest})),
         ("NumAnswers", json!({"minimum": 1, "maximum": config.max_n})),
+        ("Priority", priority),
         ("Seed", json!({"minimum": -1, "maximum": i64::MAX})),
+        ("Suffix", if infills { json!({}) } else { json!({"maxLength": 0}) }),
         ("TruncatedLength", json!({"anyOf": [{"const": -1}, {"minimum": 1, "maximum": longest}]})),
         ("Prompts", json!({"oneOf": [text, list(&tokens), list(&text), tokens]})),
         ("Texts", json!({"oneOf": [stop, {"type": "array", "items": stop, "maxItems": MOST_ENTRIES}]})),

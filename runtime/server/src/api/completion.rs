@@ -2,7 +2,7 @@
 
 use super::{
     ApiError,
-    bounds::{ModelName, NumAnswers, NumTokens, TruncatedLength},
+    bounds::{ModelName, NumAnswers, NumTokens, Suffix, TruncatedLength},
     request::{self, Request, merged, names, part},
     sampling::Sampling,
     structured::FormFields,
@@ -66,8 +66,8 @@ pub struct Common {
     #[schema(value_type = Option<TruncatedLength>)]
     pub truncate_prompt_tokens: Option<i64>,
     /// Tokens of an answer between the pieces of a stream; the first token comes at once. 1 where absent.
-    #[schema(minimum = 1)]
-    pub stream_interval: Option<u32>,
+    #[schema(minimum = 1, maximum = 2147483647)]
+    pub stream_interval: Option<i32>,
     /// Which end of the prompt goes.
     pub truncation_side: Option<TruncationSide>,
     /// Names tokens by their ids, as `token_id:N`, wherever log-probabilities name them.
@@ -87,6 +87,7 @@ pub struct CompletionFields {
     /// What to continue: texts or tokens.
     pub prompt: Prompts,
     /// What follows the answer, where the model fills in the middle.
+    #[schema(value_type = Option<Suffix>)]
     pub suffix: Option<String>,
     /// Most tokens of an answer; 16 where absent. 0 only with echo.
     #[schema(value_type = Option<NumTokens>)]

@@ -85,7 +85,7 @@ fn kind(status: StatusCode) -> &'static str {
         StatusCode::UNAUTHORIZED => "AuthenticationError",
         StatusCode::NOT_FOUND => "NotFoundError",
         StatusCode::TOO_MANY_REQUESTS => "RateLimitError",
-        StatusCode::GATEWAY_TIMEOUT => "TimeoutError",
+        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "TimeoutError",
         StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailableError",
         s if s.is_client_error() => "BadRequestError",
         _ => "InternalServerError",
@@ -100,9 +100,11 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER.into());
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            // Browsers ask for a password, which is the key; clients of the API know what to send.
-            let schemes = HeaderValue::from_static("Bearer, Basic realm=\"rvllm\"");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, schemes);
+            // Browsers ask for a password, which is the key; clients of the API know what to send. A header for each:
+            // browsers read but the first scheme of one.
+            for scheme in ["Bearer", "Basic realm=\"rvllm\""] {
+                response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+            }
         }
         response
     }

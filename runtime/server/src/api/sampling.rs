@@ -4,7 +4,7 @@
 
 use super::{
     ApiError,
-    bounds::{LogitBias, NumAnswers, NumTokens, Seed, TokenId, Word},
+    bounds::{LogitBias, NumAnswers, NumTokens, Priority, Seed, TokenId, Word},
     number,
 };
 use rvllm_engine::{RepetitionDetection, SamplingParams};
@@ -93,7 +93,7 @@ pub struct Sampling {
     /// Puts spaces between adjacent special tokens.
     pub spaces_between_special_tokens: Option<bool>,
     /// Smaller is served first, under `--scheduling-policy priority`; else refused unless 0.
-    #[schema(minimum = -2147483648, maximum = 2147483647)]
+    #[schema(value_type = Option<Priority>)]
     pub priority: Option<i32>,
     /// Shares cached prefixes only with requests that bring the same text.
     #[schema(min_length = 1)]

@@ -17,7 +17,7 @@ pub struct FormFields {
     /// The form of answers, as OpenAI's clients ask for it.
     pub response_format: Option<ResponseFormat>,
     /// The form of answers, as vLLM's clients ask for it.
-    pub structured_outputs: Option<StructuredOutputsFields>,
+    pub structured_outputs: Option<StructuredOutputs>,
     /// The older name of `structured_outputs.json`.
     pub guided_json: Option<Value>,
     /// The older name of `structured_outputs.regex`.
@@ -28,6 +28,9 @@ pub struct FormFields {
     /// The older name of `structured_outputs.grammar`.
     pub guided_grammar: Option<String>,
     /// `auto`, or the name of a backend; options behind a colon, as `xgrammar:disable-any-whitespace`.
+    #[schema(
+        pattern = "^(auto|guidance|lm-format-enforcer|outlines|xgrammar)(:(disable-any-whitespace|no-additional-properties|disable-additional-properties|no-fallback|disable-fallback)(,(disable-any-whitespace|no-additional-properties|disable-additional-properties|no-fallback|disable-fallback))*)?$"
+    )]
     pub guided_decoding_backend: Option<String>,
     /// The older name of `structured_outputs.whitespace_pattern`.
     pub guided_whitespace_pattern: Option<String>,
@@ -38,6 +41,7 @@ pub struct FormFields {
 pub struct ResponseFormat {
     /// `text`, `json_object`, `json_schema` or `structural_tag`.
     #[serde(rename = "type")]
+    #[schema(pattern = "^(text|json_object|json_schema|structural_tag)$")]
     pub kind: String,
     /// The schema, of type `json_schema`.
     pub json_schema: Option<JsonSchemaFormat>,
@@ -61,51 +65,6 @@ pub struct JsonSchemaFormat {
     pub schema: Option<Value>,
     /// Whether answers must fulfil it; they do, either way.
     pub strict: Option<bool>,
-}
-
-/// The form of answers, as vLLM's clients ask for it: exactly one of `json`, `regex`, `choice`, `grammar`, `json_object`
-/// and `structural_tag`.
-#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct StructuredOutputsFields {
-    /// A JSON schema: an object or its text.
-    pub json: Option<Value>,
-    /// A regular expression that matches the whole answer.
-    pub regex: Option<String>,
-    /// The answer is one of these.
-    pub choice: Option<Vec<String>>,
-    /// A grammar in Lark's notation or in EBNF.
-    pub grammar: Option<String>,
-    /// The answer is a JSON object.
-    pub json_object: Option<bool>,
-    /// Free text with parts that follow schemas: a structural tag's text.
-    pub structural_tag: Option<String>,
-    /// No whitespace between the parts of JSON.
-    pub disable_any_whitespace: Option<bool>,
-    /// Objects have no properties but those that the schema names.
-    pub disable_additional_properties: Option<bool>,
-    /// A regular expression for whitespace between the parts of JSON.
-    pub whitespace_pattern: Option<String>,
-    /// No other backend is tried. There is one.
-    pub disable_fallback: Option<bool>,
-}
-
-impl StructuredOutputsFields {
-    fn form(self) -> StructuredOutputs {
-        StructuredOutputs {
-            json: self.json,
-            regex: self.regex,
-            choice: self.choice,
-            grammar: self.grammar,
-            json_object: self.json_object,
-            structural_tag: self.structural_tag,
-            disable_any_whitespace: self.disable_any_whitespace.unwrap_or(false),
-            disable_additional_properties: self.disable_additional_properties.unwrap_or(false),
-            whitespace_pattern: self.whitespace_pattern,
-            disable_fallback: self.disable_fallback.unwrap_or(false),
-            ..StructuredOutputs::default()
-        }
-    }
 }
 
 impl ResponseFormat {
@@ -152,7 +111,7 @@ impl FormFields {
         let asked = self.response_format.map(ResponseFormat::form).transpose()?.flatten();
         let given = [
             asked.map(|form| ("response_format", form)),
-            self.structured_outputs.map(|fields| ("structured_outputs", fields.form())),
+            self.structured_outputs.map(|form| ("structured_outputs", form)),
             guided,
         ];
         let Some((name, form)) = only(given.into_iter().flatten())? else { return Ok(None) };
@@ -187,9 +146,9 @@ impl FormFields {
             ..StructuredOutputs::default()
         };
         let Some(named) = &self.guided_decoding_backend else { return Ok(how) };
-        let (backend, options) = named.split_once(':').unwrap_or((named, ""));
+        let (backend, options) = named.split_once(':').map_or((named.as_str(), None), |(b, o)| (b, Some(o)));
         let mut wrong = Some(backend).filter(|b| !BACKENDS.contains(b));
-        for option in options.split(',').filter(|o| !o.is_empty()) {
+        for option in options.into_iter().flat_map(|o| o.split(',')) {
             match option {
                 "disable-any-whitespace" => how.disable_any_whitespace = true,
                 "no-additional-properties" | "disable-additional-properties" => {

@@ -30,6 +30,11 @@ async fn bounds_are_the_served_models() {
     assert_eq!(of("ChatRequest", "properties")["audio"]["type"], "null", "what is refused is told, too");
     assert_eq!(of("ChatRequest", "additionalProperties"), true);
     assert_eq!(api["components"].get("securitySchemes"), None);
+    for path in ["/v1/completions", "/v1/chat/completions"] {
+        let header = &api["paths"][path]["post"]["parameters"][0];
+        assert_eq!((&header["in"], &header["schema"]["type"]), (&json!("header"), &json!(["number"])), "{path}");
+    }
+    assert_eq!(api["paths"]["/tokenize"]["post"].get("parameters"), None);
 }
 
 #[tokio::test]

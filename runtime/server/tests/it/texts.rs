@@ -76,9 +76,9 @@ async fn a_client_says_how_long_it_waits() {
         request.headers_mut().insert("x-request-timeout", time.parse().unwrap());
         request
     };
-    assert_eq!(s.answer(timed(false, "0.06")).await.error().0, 504);
+    assert_eq!(s.answer(timed(false, "0.06")).await.error().0, 408);
     let events = s.answer(timed(true, "0.06")).await.events();
-    assert!(events.len() > 1 && events.last().unwrap()["error"]["code"] == 504);
+    assert!(events.len() > 1 && events.last().unwrap()["error"]["code"] == 408);
     assert_eq!(s.answer(timed(false, "1e9")).await.status, 200);
     for wrong in ["soon", "0", "-1", "nan", "inf"] {
         assert_eq!(s.answer(timed(false, wrong)).await.error(), (400, "x-request-timeout".into()), "{wrong}");

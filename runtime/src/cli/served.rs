@@ -1,0 +1,45 @@
+//! Flags of every command that serves a model, over HTTP or from a file.
+
+use crate::parsers;
+use clap::Args;
+use std::path::PathBuf;
+
+/// What is run, as an argument or by vLLM's flag.
+#[derive(Args, Clone, Debug)]
+#[group(skip)]
+pub struct Named {
+    /// An artifact, or a model (directory or hub id), which is compiled into a cache first
+    #[arg(value_name = "ARTIFACT|MODEL", required_unless_present = "model")]
+    pub artifact: Option<String>,
+    /// The same, by vLLM's flag
+    #[arg(long, value_name = "ARTIFACT|MODEL", conflicts_with = "artifact")]
+    pub model: Option<String>,
+}
+
+impl Named {
+    /// The artifact or model.
+    pub fn name(&self) -> &str {
+        self.artifact.as_deref().or(self.model.as_deref()).unwrap_or_default()
+    }
+}
+
+/// What requests call the model, and how its chats are written and read.
+#[derive(Args, Clone, Debug)]
+pub struct Served {
+    /// What requests call the model, the principal name first; repeatable [default: the model as named here]
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub served_model_name: Vec<String>,
+    /// A chat template instead of the model's
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub parsers: parsers::Flags,
+}
+
+impl Served {
+    /// What requests call the model that is named `root` here.
+    pub fn names(&self, root: &str) -> Vec<String> {
+        if self.served_model_name.is_empty() { vec![root.to_string()] } else { self.served_model_name.clone() }
+    }
+}
