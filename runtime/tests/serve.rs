@@ -21,14 +21,24 @@ struct Server {
 
 impl Server {
     fn start(args: &[&str]) -> Server {
+        Server::start_with(args, &[])
+    }
+
+    /// With these variables in its environment.
+    fn start_with(args: &[&str], variables: &[(&str, &str)]) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rvllm"));
         command.args(args).args(["--mock", "--port", "0"]).stderr(Stdio::piped()).stdin(Stdio::null());
-        let mut process = command.env_remove("VLLM_API_KEY").env_remove("RVLLM_API_KEY").spawn().unwrap();
+        let mut process = command
+            .env_remove("VLLM_API_KEY")
+            .env_remove("RVLLM_API_KEY")
+            .envs(variables.iter().copied())
+            .spawn()
+            .unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap());
         let address = loop {
             let mut line = String::new();
             assert!(log.read_line(&mut line).unwrap() > 0, "the server ends before it listens");
-            if let Some((_, address)) = line.split_once("http://") {
+            if let Some((_, address)) = line.split_once("http://").or(line.split_once("https://")) {
                 break address.trim().to_string();
             }
         };
@@ -188,4 +198,38 @@ fn the_load_generator_says_what_is_wrong_at_once() {
         .unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && said.contains("cannot reach") && said.contains("help:"), "{said}");
+}
+
+#[test]
+fn keys_of_the_environment_open_beside_those_of_flags() {
+    let variables = [("RVLLM_API_KEY", "one"), ("VLLM_API_KEY", "two")];
+    let server = Server::start_with(&["serve", "--api-key", "three"], &variables);
+    let status = |key: &str| {
+        let request =
+            format!("GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n");
+        let mut answer = String::new();
+        server.send(&request).read_to_string(&mut answer).unwrap();
+        answer[9..12].parse::<u16>().unwrap()
+    };
+    assert_eq!(["one", "two", "three", "four", ""].map(status), [200, 200, 200, 401, 401]);
+}
+
+#[test]
+fn an_encrypted_server_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_string()]).unwrap();
+    let path = folder.path().join("server.pem");
+    std::fs::write(&path, made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+    let server = Server::start(&["serve", "--ssl-certfile", path.to_str().unwrap()]);
+    let url = format!("https://{}", server.address);
+    let measure = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rvllm"));
+        command.args(["bench", "serve", "--base-url", &url, "--num-prompts", "4", "--input-len", "8"]);
+        command.args(["--output-len", "4", "--json"]).args(more).output().unwrap()
+    };
+    let strict = measure(&[]);
+    assert!(!strict.status.success(), "nobody vouches for its certificate");
+    let trusting = measure(&["--insecure"]);
+    let json = String::from_utf8(trusting.stdout).unwrap();
+    assert!(json.contains("\"completed\":4"), "{json} {}", String::from_utf8_lossy(&trusting.stderr));
 }

@@ -28,6 +28,7 @@ use crate::{
     stats::Stats,
     step::Step,
     text::{Text, Transcript},
+    thinking::Budget,
     tokenizer::Tokenizer,
 };
 use rustc_hash::FxHashMap;
@@ -349,6 +350,10 @@ impl Engine {
             end_tokens: self.eos_token_ids.iter().chain(&params.stop_token_ids).copied().collect(),
             prompt_tokens: if repeats { prompt.iter().copied().collect() } else { Default::default() },
             grammar: grammar.map(|g| (g, after.unwrap_or_default())),
+            thinking: match (&params.thinking, params.thinking_token_budget) {
+                (Some(marks), Some(tokens)) => Some(Budget::new(marks, tokens, prompt)),
+                _ => None,
+            },
             params,
         })
     }

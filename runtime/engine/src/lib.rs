@@ -50,6 +50,7 @@ pub mod step;
 pub mod stop;
 pub mod team;
 pub mod text;
+pub mod thinking;
 pub mod tokenizer;
 
 pub use chat::{ChatError, ChatTemplate, Conversation};

@@ -5,7 +5,7 @@
 //! - an unknown name, a wrong type and a value out of range each name the parameter, the value and what is allowed.
 
 use crate::grammar::StructuredOutputs;
-use crate::repetition::RepetitionDetection;
+use crate::{repetition::RepetitionDetection, thinking::Thinking};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};
@@ -109,6 +109,11 @@ pub struct SamplingParams {
     pub cache_salt: Option<String>,
     /// The form of answers: a JSON schema, a regular expression, choices or a grammar.
     pub structured_outputs: Option<StructuredOutputs>,
+    /// Most tokens that a model thinks: behind them the end of its reasoning is written for it.
+    pub thinking_token_budget: Option<u32>,
+    /// How the model marks what it thinks, where that is known.
+    #[serde(skip)]
+    pub thinking: Option<Arc<Thinking>>,
 }
 
 impl Default for SamplingParams {
@@ -146,6 +151,8 @@ impl Default for SamplingParams {
             priority: 0,
             cache_salt: None,
             structured_outputs: None,
+            thinking_token_budget: None,
+            thinking: None,
         }
     }
 }
@@ -250,7 +257,8 @@ impl SamplingParams {
         let most = self.max_tokens.unwrap_or(max_model_len);
         check(self.min_tokens <= most, "min_tokens", self.min_tokens, format!("at most max_tokens, which is {most}"))?;
         let longest = format!("at most {max_model_len} (max_model_len)");
-        check(self.min_tokens <= max_model_len, "min_tokens", self.min_tokens, longest)?;
+        check(self.min_tokens <= max_model_len, "min_tokens", self.min_tokens, longest.as_str())?;
+        self.check_thinking(max_model_len, &longest)?;
         for (name, value) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
             let v = value.unwrap_or(0);
             check(
@@ -263,6 +271,20 @@ impl SamplingParams {
         let keep = self.truncate_prompt_tokens.unwrap_or(-1);
         let range = format!("from 1 to {max_model_len} (max_model_len), or -1 for as many as fit");
         check(keep == -1 || (1..=i64::from(max_model_len)).contains(&keep), "truncate_prompt_tokens", keep, range)
+    }
+
+    fn check_thinking(&self, max_model_len: u32, longest: &str) -> Result<(), ParamError> {
+        let Some(budget) = self.thinking_token_budget else { return Ok(()) };
+        let name = "thinking_token_budget";
+        check(budget <= max_model_len, name, budget, longest)?;
+        check(!self.use_beam_search, name, budget, "absent with use_beam_search")?;
+        let known = self.thinking.as_ref().is_some_and(|marks| !marks.open.is_empty() && !marks.close.is_empty());
+        check(
+            known,
+            name,
+            budget,
+            "absent where it is not known how the model marks its reasoning (--reasoning-parser)",
+        )
     }
 
     fn check_tokens(&self, vocab_size: u32) -> Result<(), ParamError> {
@@ -375,7 +397,7 @@ mod tests {
     fn every_name_is_read_back() {
         let p = SamplingParams { n: 2, logprobs: Some(-1), bad_words: vec!["x".into()], ..SamplingParams::default() };
         assert_eq!(SamplingParams::default().overridden(&object(&p)).unwrap(), p);
-        assert_eq!(SamplingParams::names().len(), 31);
+        assert_eq!(SamplingParams::names().len(), 32);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::{
     params::SamplingParams,
     random,
     row::TokenLogit,
+    thinking::Budget,
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -48,6 +49,8 @@ pub struct SamplingRules {
     pub prompt_tokens: HashSet<u32>,
     /// What answers follow, and the tokens behind which it begins.
     pub grammar: Option<(Arc<Grammar>, Arc<[u32]>)>,
+    /// How much they may think.
+    pub(crate) thinking: Option<Budget>,
 }
 
 /// Memory for a changed row, kept between rows, and the masks that the next rows need.
@@ -76,13 +79,15 @@ pub struct Sampler {
     /// How often the output has each token, where a penalty needs that.
     counts: HashMap<u32, u32>,
     matcher: Option<Matcher>,
+    thinking: Option<Budget>,
 }
 
 impl Sampler {
     /// The sampler of the request's sequence `index`.
     pub fn new(rules: Arc<SamplingRules>, index: u32) -> Sampler {
         let matcher = rules.grammar.as_ref().map(|(grammar, after)| Matcher::new(grammar.clone(), after.clone()));
-        Sampler { rules, index, output: vec![], counts: HashMap::new(), matcher }
+        let thinking = rules.thinking.clone();
+        Sampler { rules, index, output: vec![], counts: HashMap::new(), matcher, thinking }
     }
 
     /// Tokens chosen so far.
@@ -97,7 +102,10 @@ impl Sampler {
     pub fn sample(&mut self, row: &Row<'_>, scratch: &mut Scratch) -> Result<u32, GrammarError> {
         let mask = self.matcher.as_mut().map_or(Ok(None), Matcher::mask)?;
         let mask = mask.as_deref();
+        let forced = self.thinking.as_ref().and_then(|budget| budget.forced(&self.output));
+        let forced = forced.filter(|token| mask.is_none_or(|mask| mask.allows(*token)));
         let token = match (self.changed(mask, row, scratch), mask) {
+            _ if forced.is_some() => forced.unwrap_or_default(),
             (Some(changed), Some(mask)) if changed.max == f32::NEG_INFINITY => likeliest_allowed(mask, row),
             (changed, _) => self.choose(&changed.unwrap_or(*row)),
         };
@@ -119,6 +127,9 @@ impl Sampler {
     /// Notes the next token, which somebody else chose.
     pub fn note(&mut self, token: u32) {
         self.output.push(token);
+        if let Some(budget) = &mut self.thinking {
+            budget.note(&self.output);
+        }
         if self.penalizes() {
             *self.counts.entry(token).or_default() += 1;
         }
@@ -140,7 +151,8 @@ impl Sampler {
     /// What [`Sampler::sample`] will read of the next row.
     pub fn reads(&self) -> Reads {
         // Whatever else comes to change rows has to be asked here: in a row that is not read, most logits are missing.
-        let SamplingRules { params, seed: _, bad_words: _, end_tokens: _, prompt_tokens: _, grammar } = &*self.rules;
+        let SamplingRules { params, seed: _, bad_words: _, end_tokens: _, prompt_tokens: _, grammar, thinking: _ } =
+            &*self.rules;
         let plain = params.is_greedy() && grammar.is_none() && !self.changes_logits();
         if plain { Reads::Largest } else { Reads::All }
     }

@@ -50,6 +50,7 @@ pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job
     let notation = &app.served().notation;
     params.structured_outputs = set_form(app, form.form()?.or(params.structured_outputs), tools.as_ref(), &prompt)?;
     notation.keep_markup(tools.as_ref(), &mut params);
+    app.served().tell_thinking(&mut params)?;
     let (text, show) = (prompt.text.as_deref().unwrap_or_default(), own.include_reasoning.unwrap_or(true));
     let reader = |_| notation.reader(tools.as_ref(), text, app.call_seed(), show);
     let readers = (0..params.n).map(reader).collect();

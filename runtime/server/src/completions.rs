@@ -40,6 +40,7 @@ pub async fn prepare(app: &App, request: CompletionRequest, head: Head) -> Resul
         prompt::check_length(&p.token_ids, asked, &app.served().limits)?;
     }
     params.truncate_prompt_tokens = common.truncate_prompt_tokens;
+    app.served().tell_thinking(&mut params)?;
     let extras = app.extras(&common, &params, prompts);
     let job = Job { prompts: extras.prompts.iter().map(|p| p.token_ids.clone()).collect(), params };
     let offsets = vec![0; job.prompts.len() * job.params.n as usize];

@@ -1,6 +1,6 @@
 //! What is served: a model's names, its tokenizer and template, and what requests get that say nothing.
 
-use crate::{notation::Notation, prompt::Encoder};
+use crate::{api::ApiError, notation::Notation, prompt::Encoder};
 use rvllm_artifact::parsers::Parsers;
 use rvllm_engine::{Engine, Limits, MemoryTable, SamplingParams, SchedulingPolicy};
 use serde::Serialize;
@@ -72,6 +72,17 @@ impl Served {
     pub fn with_parsers(self, parsers: Parsers) -> Served {
         let notation = Notation::new(parsers, self.encoder.tokenizer().ok().map(AsRef::as_ref));
         Served { notation, ..self }
+    }
+
+    /// Adds how the model marks what it thinks, where a budget of that is asked for.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the marks.
+    pub fn tell_thinking(&self, params: &mut SamplingParams) -> Result<(), ApiError> {
+        if params.thinking_token_budget.is_some() && self.notation.parsers().reasoning.is_some() {
+            params.thinking = self.notation.thinking(self.encoder.tokenizer()?)?;
+        }
+        Ok(())
     }
 
     /// The principal name.

@@ -11,7 +11,7 @@ use crate::{
     tools::{Choice, Tools},
 };
 use rvllm_artifact::parsers::Parsers;
-use rvllm_engine::{SamplingParams, StructuredOutputs, Tokenizer};
+use rvllm_engine::{SamplingParams, StructuredOutputs, Tokenizer, thinking::Thinking};
 use std::sync::Arc;
 
 /// How a model's answers are read.
@@ -50,6 +50,17 @@ impl Notation {
     pub fn keep_markup(&self, tools: Option<&Tools>, params: &mut SamplingParams) {
         let calls = tools.is_some_and(|t| t.choice != Choice::None);
         params.kept_special_tokens = if calls { self.markup.clone() } else { self.reasoning_markup.clone() };
+    }
+
+    /// How the model marks what it thinks, where that is known.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the marks.
+    pub fn thinking(&self, tokenizer: &Tokenizer) -> Result<Option<Arc<Thinking>>, ApiError> {
+        let Some(family) = self.parsers.reasoning else { return Ok(None) };
+        let ([open, close], implicit) = parsers::thinking(family);
+        let (open, close) = (tokenizer.encode(open, false)?, tokenizer.encode(close, false)?);
+        Ok(Some(Arc::new(Thinking { open, close, implicit })))
     }
 
     /// The form that answers to `prompt` must have: `asked` for by the request, behind what is thought; else the one that

@@ -2,7 +2,7 @@
 //!
 //! Invariants: whatever a server sends, a request ends as an [`Outcome`]; bodies that are read whole are bounded.
 
-use super::sse::Events;
+use super::{sse::Events, tls};
 use crate::error::Failure;
 use anyhow::{Context, Result};
 use http_body_util::{BodyExt, Full, Limited};
@@ -11,6 +11,7 @@ use hyper::{
     body::{Bytes, Incoming},
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue},
 };
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -64,26 +65,25 @@ impl Outcome {
 /// A server, and what every request to it brings.
 #[derive(Clone)]
 pub struct Client {
-    http: Http<HttpConnector, Full<Bytes>>,
+    http: Http<HttpsConnector<HttpConnector>, Full<Bytes>>,
     base: String,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Client {
-    /// A client of the server at `base`, such as `http://127.0.0.1:8000`, with headers and a key for every request.
+    /// A client of the server at `base`, such as `http://127.0.0.1:8000`, with headers and a key for every request. `insecure`: whatever
+    /// certificate it shows.
     ///
     /// # Errors
     /// The address is none that it can reach, or a header is malformed.
-    pub fn new(base: &str, headers: &[(String, String)], key: Option<&str>) -> Result<Client> {
+    pub fn new(base: &str, headers: &[(String, String)], key: Option<&str>, insecure: bool) -> Result<Client> {
         let base = base.trim_end_matches('/').to_string();
         check_base(&base)?;
         let key = key.map(|k| (AUTHORIZATION.to_string(), format!("Bearer {k}")));
         let headers = headers.iter().cloned().chain(key).map(header).collect::<Result<_>>()?;
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
         let mut http = Http::builder(TokioExecutor::new());
         http.pool_max_idle_per_host(MOST_IDLE).pool_timer(TokioTimer::new());
-        Ok(Client { http: http.build(connector), base, headers })
+        Ok(Client { http: http.build(tls::connector(insecure)?), base, headers })
     }
 
     /// The answer to a request, as JSON.
@@ -175,10 +175,9 @@ impl Client {
 fn check_base(base: &str) -> Result<(), Failure> {
     let uri: Option<Uri> = base.parse().ok();
     match uri.as_ref().and_then(Uri::scheme_str) {
-        Some("http") => Ok(()),
-        Some("https") => Err(Failure::usage(format!("{base}: TLS is not measured"))
-            .help("point --base-url at the server's plain HTTP port")),
-        _ => Err(Failure::usage(format!("`{base}` is no server's address")).help("write http://HOST:PORT")),
+        Some("http" | "https") => Ok(()),
+        _ => Err(Failure::usage(format!("`{base}` is no server's address"))
+            .help("write http://HOST:PORT or https://HOST:PORT")),
     }
 }
 
@@ -302,10 +301,10 @@ mod tests {
 
     #[test]
     fn addresses_are_checked() {
-        let message = |base: &str| Client::new(base, &[], None).map(|_| ()).unwrap_err().to_string();
-        assert!(message("https://x").contains("TLS"));
+        let message = |base: &str| Client::new(base, &[], None, false).map(|_| ()).unwrap_err().to_string();
+        assert!(Client::new("https://x", &[], None, false).is_ok());
         assert!(message("localhost:8000").contains("no server's address"));
-        assert!(Client::new("http://[::1]:8000/", &[("a".into(), "b".into())], Some("key")).is_ok());
-        assert!(Client::new("http://x", &[("a b".into(), "c".into())], None).is_err());
+        assert!(Client::new("http://[::1]:8000/", &[("a".into(), "b".into())], Some("key"), false).is_ok());
+        assert!(Client::new("http://x", &[("a b".into(), "c".into())], None, false).is_err());
     }
 }

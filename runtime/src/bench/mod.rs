@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`serve`] | load on any OpenAI-compatible server: [`traffic`] over a [`client`] that reads [`sse`] |
+//! | [`serve`] | load on any OpenAI-compatible server: [`traffic`] over a [`client`] that speaks [`tls`] and reads [`sse`] |
 //! | [`latency`], [`throughput`] | the engine in this process, a [`subject`] of flags |
 //! | [`dataset`], [`vocabulary`] | what is asked |
 //! | [`results`], [`stats`], [`html`] | what came of it |
@@ -20,6 +20,7 @@ pub mod sse;
 pub mod stats;
 pub mod subject;
 pub mod throughput;
+pub mod tls;
 pub mod traffic;
 pub mod vocabulary;
 

@@ -90,6 +90,9 @@ pub struct Flags {
     /// A header of every request; repeatable. OPENAI_API_KEY is the key
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair, num_args = 1.., help_heading = "Server")]
     pub header: Vec<(String, String)>,
+    /// Trust whatever certificate a server shows
+    #[arg(long, help_heading = "Server")]
+    pub insecure: bool,
     /// How long to wait for the server
     #[arg(long, value_name = "SECONDS", default_value_t = 0, help_heading = "Server")]
     pub ready_check_timeout_sec: u64,
@@ -233,7 +236,7 @@ fn rate(flags: &Flags) -> Result<Rate, Failure> {
 async fn measure(flags: &Flags, rate: Rate, goals: Goals, percentiles: Vec<f64>) -> Result<Results> {
     let base = flags.base_url.clone().unwrap_or_else(|| format!("http://{}:{}", flags.host, flags.port));
     let key = std::env::var("OPENAI_API_KEY").ok();
-    let client = Client::new(&base, &flags.header, key.as_deref())?;
+    let client = Client::new(&base, &flags.header, key.as_deref(), flags.insecure)?;
     client.wait(Duration::from_secs(flags.ready_check_timeout_sec)).await?;
     let model = Model::find(flags, &client).await?;
     let vocabulary = vocabulary(flags, &client, &model)?;

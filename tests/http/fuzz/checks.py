@@ -61,6 +61,7 @@ REASONS = {
     "guided_regex": lambda b, m: several_forms(b, m) or unreadable(b, m),
     "guided_choice": several_forms,
     "guided_grammar": lambda b, m: several_forms(b, m) or unreadable(b, m),
+    "thinking_token_budget": lambda b, m: "how the model marks its reasoning" in m or "with use_beam_search" in m,
     "repetition_detection.min_pattern_size": lambda b, m: "at most max_pattern_size" in m,
     "messages": lambda b, m: "chat template" in m,
 }

@@ -15,6 +15,7 @@ fn with_rules(params: SamplingParams, set: impl FnOnce(&mut SamplingRules)) -> S
         end_tokens: vec![],
         prompt_tokens: HashSet::new(),
         grammar: None,
+        thinking: None,
     };
     set(&mut rules);
     Sampler::new(Arc::new(rules), 0)

@@ -52,7 +52,6 @@ const RULES: &[Rule] = &[
     rule("return_token_offsets", Neutral::False),
     rule("routed_experts_prompt_start", Neutral::Null),
     rule("session_id", Neutral::Null),
-    rule("thinking_token_budget", Neutral::Null),
     rule("vllm_xargs", Neutral::Empty),
     rule("watermarking", Neutral::Null),
 ];

@@ -85,6 +85,9 @@ pub struct Sampling {
     pub logprob_token_ids: Option<Vec<u32>>,
     /// Ends an answer that repeats itself, with the finish_reason `repetition`.
     pub repetition_detection: Option<Repetition>,
+    /// Most tokens that the model thinks: behind them the end of its reasoning is written for it.
+    #[schema(value_type = Option<NumTokens>)]
+    pub thinking_token_budget: Option<u32>,
     /// Alternatives reported for each token of the prompt; -1 is the whole vocabulary.
     #[schema(minimum = -1, maximum = 20)]
     pub prompt_logprobs: Option<i32>,
@@ -178,6 +181,7 @@ impl Sampling {
         p.seed = self.seed.or(p.seed);
         p.allowed_token_ids = self.allowed_token_ids.or(p.allowed_token_ids);
         p.cache_salt = self.cache_salt.or(p.cache_salt);
+        p.thinking_token_budget = self.thinking_token_budget.or(p.thinking_token_budget);
         p.prompt_logprobs = self.prompt_logprobs.or(p.prompt_logprobs);
         Ok(p)
     }

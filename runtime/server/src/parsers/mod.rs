@@ -27,7 +27,7 @@ mod sink;
 mod tests;
 mod think;
 
-pub use output::{Request, ToolChoice, markers, open_reasoning, parser};
+pub use output::{Request, ToolChoice, markers, open_reasoning, parser, thinking};
 
 /// What a parser recognised, in the order of the text.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -82,6 +82,15 @@ pub fn open_reasoning(family: ReasoningParser, prompt: &str) -> Option<&'static 
     (begins || tail.ends_with(open)).then_some(close)
 }
 
+/// What begins and ends the reasoning of a model of this family, and whether its answers begin with it where nothing
+/// says so.
+pub fn thinking(family: ReasoningParser) -> ([&'static str; 2], bool) {
+    match family {
+        ReasoningParser::OpenaiGptoss => (["<|channel|>analysis<|message|>", "<|end|>"], false),
+        other => (tags(other).both(), other == ReasoningParser::DeepseekR1),
+    }
+}
+
 /// The markers that a parser of these notations looks for; where a model's tokenizer has special tokens of these names,
 /// they must be kept in the text.
 pub fn markers(tool: Option<ToolParser>, reasoning: Option<ReasoningParser>) -> Vec<&'static str> {

@@ -340,3 +340,18 @@ async fn models_without_a_notation_are_not_asked_to_choose() {
     none["tool_choice"] = json!("none");
     assert_eq!(s.chat(&none, "ok").await.json()["choices"][0]["message"]["content"], "ok");
 }
+
+#[tokio::test]
+async fn reasoning_ends_where_its_budget_does() {
+    let reasons = Parsers { tool_call: None, reasoning: Some(ReasoningParser::Qwen3) };
+    let s = Scripted::with(reasons, &[], "{{ messages[0].content }}<think>", Config::default());
+    let chat = json!({"messages": [{"role": "user", "content": "q"}], "thinking_token_budget": 3});
+    // What it would have thought while the mark was written is lost.
+    let json = s.chat(&chat, "abcdefghijkXYZ").await.json();
+    let (message, usage) = (&json["choices"][0]["message"], &json["usage"]["completion_tokens_details"]);
+    assert_eq!((&message["reasoning"], &message["content"]), (&json!("abc"), &json!("XYZ")), "{json}");
+    assert!(usage["reasoning_tokens"].as_u64().is_some_and(|n| n >= 3), "{json}");
+    let silent = Scripted::with(Parsers::default(), &[], "{{ messages[0].content }}", Config::default());
+    let refused = silent.chat(&chat, "abc").await.error();
+    assert_eq!(refused, (400, "thinking_token_budget".to_string()));
+}
