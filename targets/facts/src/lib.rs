@@ -61,6 +61,9 @@ pub struct Target {
     /// Whether AMX tiles of bf16 exist.
     #[serde(default)]
     pub amx_bf16: bool,
+    /// Whether AMX tiles of i8 exist.
+    #[serde(default)]
+    pub amx_i8: bool,
     /// Rows of a weight panel: see the tile IR's `MemLayout::Panel`. Where absent, weights are dense and row-major, and
     /// the KV cache holds whole tokens next to each other.
     pub panel: Option<usize>,

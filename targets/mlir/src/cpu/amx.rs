@@ -1,7 +1,7 @@
 //! Matrix products on AMX tiles: an accumulator that a pipeline carries stays in tile registers for the whole loop.
 //!
-//! A tile is 16 rows of 64 bytes. Of a it is read from rows as they lie; of b from a panel, whose 32-bit lanes of two k
-//! values are what the instruction wants. A tail of k takes smaller tiles, with a copied to the stack and zero filled.
+//! A tile is 16 rows of 64 bytes. Of a it is read from rows as they lie; of b from a panel, whose 32-bit lanes of two or
+//! four k values are what the instruction wants. A tail of k takes smaller tiles, with a copied to the stack and zero filled.
 
 use super::{Lower, Value, operand::View, tile::*};
 use crate::{
@@ -15,18 +15,30 @@ use rvllm_ir::{
 
 /// Rows of a tile, and its columns of f32.
 pub(super) const SIDE: usize = 16;
-/// k values of one instruction.
+/// k values of one instruction on bf16.
 pub(super) const DEPTH: usize = 32;
 /// Bytes of a tile's row.
 pub(super) const LINE: usize = 64;
 /// Tile registers.
 const REGISTERS: usize = 8;
 
+/// k values of one instruction on elements of this size.
+fn depth_of(v: &View) -> usize {
+    LINE / v.address.size
+}
+
+/// k values of a 32-bit lane.
+fn lane_of(v: &View) -> usize {
+    4 / v.address.size
+}
+
 /// An accumulator `[m, n]` in tiles, row tiles outermost.
 #[derive(Clone, Debug)]
 pub(crate) struct Accumulator {
     pub(crate) m: usize,
     pub(crate) n: usize,
+    /// f32 or i32.
+    pub(crate) dtype: DType,
     pub(crate) tiles: Vec<Ssa>,
 }
 
@@ -98,11 +110,23 @@ impl Lower<'_> {
         let mut users = body.stmts.iter().filter(|s| uses(&s.inst, acc));
         let (Some(user), None) = (users.next(), users.next()) else { return false };
         let Inst::Mma { a, b, acc: into } = user.inst else { return false };
+        let products = |v: Val| self.loaded(body, v, peel).map(|tensor| self.kernel.params[tensor].ty.dtype);
+        let unit = products(a).zip(products(b)).is_some_and(|(a, b)| self.multiplies(a, b));
         square
+            && unit
             && into == acc
             && body.yields[j] == user.results[0]
             && self.is_tile_rows(body, a, peel)
             && self.is_tile_panel(body, b, peel)
+    }
+
+    /// Whether there is an instruction for products of these.
+    fn multiplies(&self, a: DType, b: DType) -> bool {
+        match (a, b) {
+            (DType::Bf16, DType::Bf16) => true,
+            (DType::I8, DType::I8 | DType::U8) => self.target.amx_i8,
+            _ => false,
+        }
     }
 
     /// The tensor that the body loads this operand from, where its k tail is known when compiling.
@@ -112,7 +136,8 @@ impl Lower<'_> {
         let ty = &self.kernel.params[tensor].ty;
         let shape = &self.kernel.tile(v).shape;
         let even = ty.last()?.is_multiple_of(*shape.last()?);
-        (ty.dtype == DType::Bf16 && shape.len() == 2 && (even || peel)).then_some(tensor)
+        let known = matches!(ty.dtype, DType::Bf16 | DType::I8 | DType::U8);
+        (known && shape.len() == 2 && (even || peel)).then_some(tensor)
     }
 
     pub(super) fn is_tile_rows(&self, body: &Block, v: Val, peel: bool) -> bool {
@@ -132,7 +157,8 @@ impl Lower<'_> {
         let rows = self.kernel.tile(v).shape[0];
         match self.kernel.params[tensor].layout {
             MemLayout::Panel { n, k } => {
-                k == 2 && n.is_multiple_of(SIDE) && (n.is_multiple_of(rows) || rows.is_multiple_of(n))
+                let lane = self.kernel.params[tensor].ty.dtype.bits() * k == 32;
+                lane && n.is_multiple_of(SIDE) && (n.is_multiple_of(rows) || rows.is_multiple_of(n))
             }
             MemLayout::Strided { .. } | MemLayout::Blocks { .. } => false,
         }
@@ -150,7 +176,7 @@ impl Lower<'_> {
 
     fn tiles_of(&mut self, t: &Tile) -> Accumulator {
         let (m, n) = (t.shape[0], t.shape[1]);
-        let zero = t.vecs.iter().all(|v| *v == self.w.floats(v.ty, 0.0));
+        let zero = t.vecs.iter().all(|v| *v == self.w.zero(v.ty));
         let from = if zero { None } else { Some(self.stage(t).address.base) };
         let mut out = vec![];
         for (r, rows) in tiles(m) {
@@ -167,7 +193,7 @@ impl Lower<'_> {
                 });
             }
         }
-        Accumulator { m, n, tiles: out }
+        Accumulator { m, n, dtype: t.dtype, tiles: out }
     }
 
     /// What a pipeline carried, in registers again.
@@ -183,9 +209,9 @@ impl Lower<'_> {
         }
         let load = |i: usize| {
             let p = self.w.offset(base, (i * LINE) as i64);
-            self.w.load(p, Ty::Vector(LANES, Elem::F32), LINE)
+            self.w.load(p, Ty::Vector(LANES, elem(acc.dtype)), LINE)
         };
-        Value::Tile(Tile { shape: vec![m, n], dtype: DType::F32, vecs: (0..m * n / LANES).map(load).collect() })
+        Value::Tile(Tile { shape: vec![m, n], dtype: acc.dtype, vecs: (0..m * n / LANES).map(load).collect() })
     }
 
     /// `acc + a · bᵀ` for operands that [`Lower::enter_amx`] found fit.
@@ -193,8 +219,13 @@ impl Lower<'_> {
         let depth = self.depth(a, b).as_const();
         let depth = depth.ok_or_else(|| self.unsupported("AMX tiles whose depth depends on the step"))? as usize;
         let columns = tiles(acc.n);
-        for first in (0..depth).step_by(DEPTH) {
-            let k = DEPTH.min(depth - first);
+        let multiply = match (a.dtype, b.dtype) {
+            (DType::I8, DType::I8) => "llvm.x86.tdpbssd.internal",
+            (DType::I8, _) => "llvm.x86.tdpbsud.internal",
+            _ => "llvm.x86.tdpbf16ps.internal",
+        };
+        for first in (0..depth).step_by(depth_of(a)) {
+            let k = depth_of(a).min(depth - first);
             let places = tiles(acc.m).into_iter().map(|rows| self.a_place(a, rows, first, k));
             let places = places.collect::<Result<Vec<_>, _>>()?;
             let rows: Vec<Ssa> = places.iter().map(|at| self.tile_load(*at)).collect();
@@ -203,8 +234,7 @@ impl Lower<'_> {
                 for (i, (row, at)) in rows.iter().zip(&places).enumerate() {
                     let sum = &mut acc.tiles[i * columns.len() + j];
                     let [m, line] = self.sizes(at.rows, LINE);
-                    *sum =
-                        self.w.intrinsic("llvm.x86.tdpbf16ps.internal", &[m, line, line, *sum, *row, column], Ty::Amx);
+                    *sum = self.w.intrinsic(multiply, &[m, line, line, *sum, *row, column], Ty::Amx);
                 }
             }
         }
@@ -213,9 +243,10 @@ impl Lower<'_> {
 
     /// 16 rows of b from the `first` k value on; prefetches the same place of a later iteration.
     fn b_tile(&mut self, b: &View, row: usize, first: usize, k: usize) -> Ssa {
-        let stride = b.step(2).unwrap_or(LINE);
-        let distance = b.row_distance(row).unwrap_or(0) + (first / 2 * stride) as i64;
-        let rows = k.div_ceil(2);
+        let lane = lane_of(b);
+        let stride = b.step(lane).unwrap_or(LINE);
+        let distance = b.row_distance(row).unwrap_or(0) + (first / lane * stride) as i64;
+        let rows = k.div_ceil(lane);
         if let Some(ahead) = b.ahead {
             for line in 0..rows {
                 let p = self.w.offset(ahead, distance + (line * stride) as i64);
@@ -224,7 +255,7 @@ impl Lower<'_> {
         }
         let p = self.w.offset(b.address.base, distance);
         let at = Place { p, rows, bytes: LINE, stride };
-        let at = if k == DEPTH { at } else { self.zero_filled(at, k.div_ceil(2), DEPTH) };
+        let at = if k == depth_of(b) { at } else { self.zero_filled(at, rows, [depth_of(b), b.address.size]) };
         self.tile_load(at)
     }
 
@@ -237,19 +268,19 @@ impl Lower<'_> {
         };
         let p = self.w.offset(a.address.base, start + k_start as i64);
         let at = Place { p, rows, bytes: LINE, stride: stride as usize };
-        Ok(if k == DEPTH { at } else { self.zero_filled(at, rows, k) })
+        Ok(if k == depth_of(a) { at } else { self.zero_filled(at, rows, [k, a.address.size]) })
     }
 
-    /// A copy of 16 rows on the stack: of the first `rows` the first `width` 16-bit values, and zeros.
-    fn zero_filled(&mut self, at: Place, rows: usize, width: usize) -> Place {
-        let base = self.w.stack(SIDE * LINE);
-        let ty = Ty::Vector(DEPTH, Elem::I16);
-        let mask: Vec<i64> = (0..DEPTH).map(|i| i64::from(i < width)).collect();
+    /// A copy of 16 rows on the stack: of the first `rows` the first `width` values of `size` bytes, and zeros.
+    fn zero_filled(&mut self, at: Place, rows: usize, [width, size]: [usize; 2]) -> Place {
+        let (base, depth) = (self.w.stack(SIDE * LINE), LINE / size);
+        let ty = Ty::Vector(depth, Elem::int(8 * size));
+        let mask: Vec<i64> = (0..depth).map(|i| i64::from(i < width)).collect();
         let mask = self.w.dense(Elem::I1, &mask);
         for r in 0..SIDE {
             let row = if r < rows {
                 let from = self.w.offset(at.p, (r * at.stride) as i64);
-                self.w.masked_load(from, mask, ty, 2)
+                self.w.masked_load(from, mask, ty, size)
             } else {
                 self.w.zero(ty)
             };
@@ -257,7 +288,7 @@ impl Lower<'_> {
             self.w.store(row, to, LINE);
         }
         // b always fills 16 rows, a has as many as it had
-        let rows = if width == DEPTH { SIDE } else { at.rows };
+        let rows = if width == depth { SIDE } else { at.rows };
         Place { p: base, rows, bytes: LINE, stride: LINE }
     }
 }
