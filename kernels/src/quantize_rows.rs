@@ -27,6 +27,8 @@ pub struct QuantizeRows {
     pub x: MemLayout,
     /// What is made.
     pub how: Quantize,
+    /// How the values lie.
+    pub values: MemLayout,
     /// Elements per iteration: whole groups.
     pub chunk: usize,
 }
@@ -36,7 +38,7 @@ pub struct QuantizeRows {
 pub fn quantize_rows(name: &str, s: &QuantizeRows) -> Kernel {
     let mut k = KernelBuilder::new(name);
     let x = k.tensor("x", TensorType::new([Dim::Sym(s.m), Dim::Const(s.n)], s.dtype), s.x, Access::In);
-    let values = Quantized::params(&mut k, s.m, s.n, s.how);
+    let values = Quantized::params(&mut k, [Dim::Sym(s.m), Dim::Const(s.n)], s.values, s.how);
     let row = k.grid("row", s.m);
     let zero = k.full(0.0, &[s.chunk]);
     let largest = k.fold(s.n.div_ceil(s.chunk), 1, &[zero], |k, i, largest| {
@@ -73,13 +75,14 @@ pub(crate) struct Quantized {
 }
 
 impl Quantized {
-    /// Declares them: `[rows, n]` values.
-    pub(crate) fn params(k: &mut KernelBuilder, rows: Sym, n: usize, how: Quantize) -> Quantized {
-        let matrix = |cols: usize, dtype| TensorType::new([Dim::Sym(rows), Dim::Const(cols)], dtype);
+    /// Declares them: values of this shape and layout.
+    pub(crate) fn params(k: &mut KernelBuilder, shape: [Dim; 2], values: MemLayout, how: Quantize) -> Quantized {
+        let [rows, columns] = shape;
+        let groups = how.group.map(|group| Dim::Const(columns.constant().unwrap_or(0) / group));
         Quantized {
-            values: k.output("values", matrix(n, how.to)),
+            values: k.tensor("values", TensorType::new(shape, how.to), values, Access::Out),
             scale: k.output("scale", TensorType::new([rows], DType::F32)),
-            sums: how.group.map(|group| k.output("sums", matrix(n / group, DType::F32))),
+            sums: groups.map(|groups| k.output("sums", TensorType::new([rows, groups], DType::F32))),
             how,
         }
     }

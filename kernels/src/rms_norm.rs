@@ -72,7 +72,7 @@ pub fn rms_norm(name: &str, s: &RmsNorm) -> Kernel {
     let indices = s.rows.then(|| k.input("indices", TensorType::new([Sym::L], DType::I32)));
     let normed = match s.quantize {
         None => Normed::Numbers(k.tensor("normed", matrix(rows), s.normed, Access::Out)),
-        Some(how) => Normed::Values(Quantized::params(&mut k, rows, s.n, how)),
+        Some(how) => Normed::Values(Quantized::params(&mut k, [Dim::Sym(rows), Dim::Const(s.n)], s.normed, how)),
     };
     let sum = s.residual.then(|| k.output("sum", matrix(rows)));
 

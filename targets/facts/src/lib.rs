@@ -198,9 +198,13 @@ impl Target {
         rows.into_iter().filter(|r| Some(r.k_unit) == unit).collect()
     }
 
-    /// Rows of a matrix of activations, and 16-bit columns of theirs, that its matrix unit reads as one run of memory.
-    pub fn activation_panel(&self) -> Option<[usize; 2]> {
-        self.amx_bf16.then_some([16, 32])
+    /// Rows of a matrix of activations, and columns of so many bits, that its matrix unit reads as one run of memory.
+    pub fn activation_panel(&self, bits: usize) -> Option<[usize; 2]> {
+        match bits {
+            8 => self.amx_i8.then_some([16, 64]),
+            16 => self.amx_bf16.then_some([16, 32]),
+            _ => None,
+        }
     }
 
     /// Whether this machine can run its code; `has` says whether the CPU has a feature (by Rust's name).

@@ -107,7 +107,10 @@ fn quantized_spec(target: &Target, weight: DType, group: Option<usize>, shape: S
         k,
         dtype: DType::Bf16,
         quantized: Some(Quantized { weight, group, scales }),
-        a: MemLayout::Strided { row: Some(k + 3) },
+        a: match activations(target, DType::I8, k) {
+            MemLayout::Panel { n, k } if weight == DType::I8 => MemLayout::Panel { n, k },
+            _ => MemLayout::Strided { row: Some(k + 3) },
+        },
         weight: layout,
         out: DType::F32,
         result: MemLayout::DENSE,

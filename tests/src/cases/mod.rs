@@ -75,8 +75,8 @@ pub fn panel(target: &Target, dtype: DType) -> MemLayout {
 
 /// How activations of so many columns lie that products read.
 pub fn activations(target: &Target, dtype: DType, columns: usize) -> MemLayout {
-    match target.activation_panel() {
-        Some([n, k]) if dtype == DType::Bf16 && columns.is_multiple_of(k) => MemLayout::Panel { n, k },
+    match target.activation_panel(dtype.bits()) {
+        Some([n, k]) if columns.is_multiple_of(k) => MemLayout::Panel { n, k },
         _ => MemLayout::DENSE,
     }
 }

@@ -57,7 +57,15 @@ pub fn quantize_rows(target: &Target) -> Vec<Case> {
             let how = Quantize { to: DType::I8, group };
             let chunk = target.row_chunk.min(n.next_power_of_two());
             let x = MemLayout::Strided { row: Some(n + 5) };
-            let s = QuantizeRows { m: Sym::T, n, dtype: DType::Bf16, x, how, chunk };
+            let s = QuantizeRows {
+                m: Sym::T,
+                n,
+                dtype: DType::Bf16,
+                x,
+                how,
+                values: activations(target, DType::I8, n),
+                chunk,
+            };
             let kernel = rvllm_kernels::quantize_rows(&format!("quantize_{i}_{j}"), &s);
             let launch = Launch::new(kernel, Symbols { t: 5, ..Symbols::default() }, 7);
             let mut numbers = launch.args[0].numbers().to_vec();

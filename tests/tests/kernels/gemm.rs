@@ -8,7 +8,7 @@ use rvllm_tests::{
         gemm::{ROWS, SHAPES, launch, quantized, quantized_launch, variants},
         sum_tolerance,
     },
-    launch::{Code, Launch, Symbols, assert_close, assert_same, targets, tried},
+    launch::{Code, Launch, Symbols, assert_close, assert_same, tried},
 };
 
 /// The programs in uneven pieces, the last first.
@@ -54,7 +54,7 @@ fn every_variant_equals_the_interpreter_and_each_other_bit_for_bit() {
 
 #[test]
 fn products_of_values_equal_the_interpreter_and_each_other_bit_for_bit() {
-    for target in targets() {
+    for target in tried() {
         for dtype in [DType::I8, DType::U4] {
             let shapes = quantized(&target, dtype);
             let code = Code::new(&shapes.concat(), &target);

@@ -59,16 +59,19 @@ impl Selection<'_> {
     /// How an activation lies that a kernel computes: in panels where only products read it, by rows that their unit takes
     /// as they lie.
     pub(super) fn activation_layout(&self, value: ValueId) -> MemLayout {
-        let Some([n, k]) = self.target.activation_panel() else { return MemLayout::DENSE };
         let ty = self.graph.tensor(value);
-        let matrix = ty.dtype == DType::Bf16 && ty.rank() == 2 && ty.last().is_some_and(|cols| cols.is_multiple_of(k));
+        let Some([n, k]) = self.target.activation_panel(ty.dtype.bits()) else { return MemLayout::DENSE };
+        let known = matches!(ty.dtype, DType::Bf16 | DType::I8);
+        let matrix = known && ty.rank() == 2 && ty.last().is_some_and(|cols| cols.is_multiple_of(k));
         let written = match &self.graph.node(value.node).op {
             Op::Call(Call::Gemm { .. } | Call::PagedAttention(_)) => true,
-            Op::Call(Call::RmsNorm { .. }) => value.result == 0,
+            Op::Call(Call::RmsNorm { .. } | Call::QuantizeRows(_)) => value.result == 0,
             _ => false,
         };
+        // values in groups are multiplied on vectors, which want rows
         let multiplied = |(user, operand): &(NodeIndex, u32)| {
-            *operand == 0 && matches!(self.graph.node(*user).op, Op::Call(Call::Gemm { .. }))
+            let whole = |scales: &Scales| !matches!(scales, Scales::Groups(_));
+            *operand == 0 && matches!(&self.graph.node(*user).op, Op::Call(Call::Gemm { scales, .. }) if whole(scales))
         };
         let users = self.graph.users(value);
         let read = !users.is_empty() && users.iter().all(multiplied) && !self.graph.outputs.contains(&value);

@@ -113,7 +113,9 @@ impl Selection<'_> {
         };
         let columns = self.columns(x)?;
         let chunk = self.groups_chunk(columns, Some(how));
-        Ok(Spec::QuantizeRows(QuantizeRows { m, n: columns, dtype: ty.dtype, x: self.strided(x), how, chunk }))
+        let values = self.activation_layout(ValueId { node: n, result: 0 });
+        let (dtype, x) = (ty.dtype, self.strided(x));
+        Ok(Spec::QuantizeRows(QuantizeRows { m, n: columns, dtype, x, how, values, chunk }))
     }
 
     /// Columns per iteration of a row of `n`: whole groups where values are summed up in groups.

@@ -23,13 +23,22 @@ pub(super) const LINE: usize = 64;
 const REGISTERS: usize = 8;
 
 /// k values of one instruction on elements of this size.
-fn depth_of(v: &View) -> usize {
+pub(super) fn depth_of(v: &View) -> usize {
     LINE / v.address.size
 }
 
 /// k values of a 32-bit lane.
-fn lane_of(v: &View) -> usize {
+pub(super) fn lane_of(v: &View) -> usize {
     4 / v.address.size
+}
+
+/// The instruction for products of these.
+pub(super) fn multiplication(a: DType, b: DType) -> &'static str {
+    match (a, b) {
+        (DType::I8, DType::I8) => "llvm.x86.tdpbssd.internal",
+        (DType::I8, _) => "llvm.x86.tdpbsud.internal",
+        _ => "llvm.x86.tdpbf16ps.internal",
+    }
 }
 
 /// An accumulator `[m, n]` in tiles, row tiles outermost.
@@ -146,7 +155,7 @@ impl Lower<'_> {
         let symbolic = |d: &Dim| d.constant().is_none();
         let lies = match param.layout {
             MemLayout::Strided { .. } => true,
-            MemLayout::Panel { n, k } => (n, k) == (SIDE, DEPTH),
+            MemLayout::Panel { n, k } => n == SIDE && param.ty.dtype.bytes(k) == LINE,
             MemLayout::Blocks { .. } => false,
         };
         lies && param.ty.rank() == 2 && symbolic(&param.ty.dims[0])
@@ -219,11 +228,7 @@ impl Lower<'_> {
         let depth = self.depth(a, b).as_const();
         let depth = depth.ok_or_else(|| self.unsupported("AMX tiles whose depth depends on the step"))? as usize;
         let columns = tiles(acc.n);
-        let multiply = match (a.dtype, b.dtype) {
-            (DType::I8, DType::I8) => "llvm.x86.tdpbssd.internal",
-            (DType::I8, _) => "llvm.x86.tdpbsud.internal",
-            _ => "llvm.x86.tdpbf16ps.internal",
-        };
+        let multiply = multiplication(a.dtype, b.dtype);
         for first in (0..depth).step_by(depth_of(a)) {
             let k = depth_of(a).min(depth - first);
             let places = tiles(acc.m).into_iter().map(|rows| self.a_place(a, rows, first, k));

@@ -3,10 +3,13 @@
 //! Only what works on each row by itself can be deferred: loads, constants, elementwise operations, a row that is
 //! repeated. Operands of what is deferred that fit registers are computed where they are written, as always.
 
-use super::{Lower, Value, tile::Tile};
+use super::{
+    Lower, Value,
+    tile::{Tile, chunks},
+};
 use crate::{Error, index::Index};
 use rvllm_ir::{
-    tile::{Inst, Layout, Stmt, Val},
+    tile::{Inst, Layout, PAD_ROWS, Stmt, Val},
     types::DType,
 };
 
@@ -16,7 +19,14 @@ impl Lower<'_> {
         let [result] = s.results[..] else { return false };
         !matches!(s.inst, Inst::Pipeline { .. } | Inst::Mma { .. })
             && self.tile_type(result).is_some_and(|t| t.layout != Layout::Operand)
-            && self.is_large(result)
+            && (self.is_large(result) || self.is_tall(&s.inst, result))
+    }
+
+    /// Whether a list along the rows of a large tile is loaded, which may stick out of its tensor.
+    fn is_tall(&self, inst: &Inst, result: Val) -> bool {
+        let Inst::Load { tensor, .. } = inst else { return false };
+        let (Some(t), dims) = (self.tile_type(result), &self.kernel.params[*tensor].ty.dims) else { return false };
+        t.shape.len() == 1 && t.shape[0] > PAD_ROWS + 1 && dims.last().is_some_and(|d| d.constant().is_none())
     }
 
     /// Whether a value is stored row by row.
@@ -85,6 +95,12 @@ impl Lower<'_> {
             Inst::Broadcast(v, 0) => {
                 let t = self.tile(*v)?;
                 Ok(Tile { shape, dtype: DType::F32, vecs: t.vecs })
+            }
+            Inst::Broadcast(v, 1) => {
+                let t = self.tile(*v)?;
+                let element = self.w.extract(t.vecs[0], 0);
+                let vecs = chunks(&shape).iter().map(|(_, width)| self.w.splat(element, *width)).collect();
+                Ok(Tile { shape, dtype: t.dtype, vecs })
             }
             Inst::Map(..) | Inst::Select { .. } | Inst::Cast(_) => self.elementwise(s),
             _ => Err(self.unsupported("an operation across the rows of a tile that does not fit registers")),

@@ -4,12 +4,17 @@
 //! What later iterations read is asked for in even portions along the way. Products are added in ascending k, as
 //! everywhere: a sum is stored and loaded again between iterations without a change.
 
-use super::{Lower, Value, amx::*, operand::View, tile::Tile};
+use super::{
+    Lower, Value,
+    amx::*,
+    operand::View,
+    tile::{Tile, elem},
+};
 use crate::{
     Error,
     bounds::Extent,
     index::Index,
-    text::{Elem, Ssa, Ty},
+    text::{Ssa, Ty},
 };
 use rvllm_ir::{
     tile::{Block, IndexOp, Inst, Val},
@@ -29,6 +34,8 @@ pub(crate) struct Stored {
     base: Ssa,
     pub(crate) m: usize,
     pub(crate) n: usize,
+    /// f32 or i32.
+    dtype: DType,
     /// Rows that lie inside.
     pub(crate) rows: Index,
     /// Whether nothing was added to it yet, whatever memory holds.
@@ -42,8 +49,10 @@ struct Blocks {
     /// The same of a later iteration.
     a_ahead: Option<Ssa>,
     b_ahead: Option<Ssa>,
-    /// Bytes from row to row, from 16 rows to the next, and from 32 k values to the next, in a; the same in b, but of
-    /// pairs of k values, and columns.
+    /// The instruction.
+    multiply: &'static str,
+    /// Bytes from row to row, from 16 rows to the next, and from an instruction's k values to the next, in a; the same in
+    /// b, but of 32-bit lanes of k values, and columns.
     a_steps: [usize; 3],
     b_steps: [usize; 3],
     /// Instructions along k.
@@ -67,7 +76,8 @@ impl Lower<'_> {
         }
         let (m, n) = (shape[0], shape[1]);
         let rows = self.rows_inside(body, body.params[j + 1], m)?;
-        Ok(Value::Stored(Stored { base: self.w.stack(m * n * 4), m, n, rows, fresh: true }))
+        let dtype = self.kernel.tile(init).dtype;
+        Ok(Value::Stored(Stored { base: self.w.stack(m * n * 4), m, n, dtype, rows, fresh: true }))
     }
 
     /// How many of an accumulator's `m` rows lie inside: as many as its a has.
@@ -114,11 +124,12 @@ impl Lower<'_> {
     }
 
     fn blocks(&mut self, a: &View, b: &View) -> Result<Blocks, Error> {
-        let depth = self.depth(a, b).as_const().map(|k| k as usize).filter(|k| k.is_multiple_of(DEPTH));
+        let (unit, lane) = (depth_of(a), lane_of(b));
+        let depth = self.depth(a, b).as_const().map(|k| k as usize).filter(|k| k.is_multiple_of(unit));
         let apart = |v: &View, from: usize, to: usize| Some((v.row_distance(to)? - v.row_distance(from)?) as usize);
         let starts = a.row_distance(0).zip(b.row_distance(0));
-        let of_a = apart(a, 0, 1).zip(apart(a, 0, SIDE)).zip(a.k_distance(DEPTH));
-        let of_b = b.step(2).zip(apart(b, 0, SIDE)).zip(apart(b, 0, SQUARE).or(Some(0)));
+        let of_a = apart(a, 0, 1).zip(apart(a, 0, SIDE)).zip(a.k_distance(unit));
+        let of_b = b.step(lane).zip(apart(b, 0, SIDE)).zip(apart(b, 0, SQUARE).or(Some(0)));
         let (Some(depth), Some((a0, b0)), Some(((row, tile), k)), Some(((pair, half), panel))) =
             (depth, starts, of_a, of_b)
         else {
@@ -132,7 +143,8 @@ impl Lower<'_> {
             b_ahead: at(&mut self.w, b.ahead, b0),
             a_steps: [row, tile, k],
             b_steps: [pair, half, panel],
-            depth: depth / DEPTH,
+            multiply: multiplication(a.dtype, b.dtype),
+            depth: depth / unit,
         })
     }
 
@@ -159,7 +171,7 @@ impl Lower<'_> {
         let bounds = [0, o.depth, 1].map(|n| self.w.int(n as i64));
         let steps = self.w.begin_loop(bounds, &init);
         let step = Index::value(steps.i);
-        let (to_a, to_b) = (self.w.scale(step, o.a_steps[2]), self.w.scale(step, DEPTH / 2 * o.b_steps[0]));
+        let (to_a, to_b) = (self.w.scale(step, o.a_steps[2]), self.w.scale(step, SIDE * o.b_steps[0]));
         let (a, b) = (self.w.at(a, to_a), self.w.at(b, to_b));
         let load = |l: &mut Self, p, by: usize, stride| {
             let p = l.w.offset(p, by as i64);
@@ -174,9 +186,8 @@ impl Lower<'_> {
         let [m, line] = sizes;
         let sums = steps.carried.clone();
         let products = [(a0, b0), (a0, b1), (a1, b0), (a1, b1)].into_iter().zip(sums);
-        let next: Vec<Ssa> = products
-            .map(|((a, b), sum)| self.w.intrinsic("llvm.x86.tdpbf16ps.internal", &[m, line, line, sum, a, b], Ty::Amx))
-            .collect();
+        let next: Vec<Ssa> =
+            products.map(|((a, b), sum)| self.w.intrinsic(o.multiply, &[m, line, line, sum, a, b], Ty::Amx)).collect();
         let sums = self.w.end_loop(steps, &next);
         let stride = self.w.int(LINE as i64);
         for (at, sum) in places.iter().zip(sums) {
@@ -233,8 +244,8 @@ impl Lower<'_> {
         let load = |c: usize| {
             let distance = c / SQUARE * acc.m * SQUARE * 4 + c % SQUARE / SIDE * TILE;
             let p = self.w.offset(p, distance as i64);
-            self.w.load(p, Ty::Vector(SIDE, Elem::F32), LINE)
+            self.w.load(p, Ty::Vector(SIDE, elem(acc.dtype)), LINE)
         };
-        Tile { shape: vec![1, acc.n], dtype: DType::F32, vecs: (0..acc.n).step_by(SIDE).map(load).collect() }
+        Tile { shape: vec![1, acc.n], dtype: acc.dtype, vecs: (0..acc.n).step_by(SIDE).map(load).collect() }
     }
 }
