@@ -6,6 +6,7 @@ use rvllm_ir::{
         Cmp, Kernel, KernelBuilder, Layout,
         MapOp::{Add, Exp, Log, Max, Mul, Sub},
         ReduceOp, Val,
+        builder::TensorRef,
     },
 };
 
@@ -22,24 +23,63 @@ pub struct LogitStats {
     pub vocab: usize,
     /// Runs of [`BLOCK`] logits per iteration.
     pub runs: usize,
+    /// Parts of a row that can be worked on at once.
+    pub parts: usize,
+}
+
+impl LogitStats {
+    fn blocks(&self) -> usize {
+        self.vocab.div_ceil(BLOCK)
+    }
+
+    /// Runs of an iteration.
+    fn tile(&self) -> usize {
+        self.runs.min(self.blocks())
+    }
 }
 
 /// Parameters: logits `[L, V]f32`, max `[L]f32`, logsumexp `[L]f32`, block_max `[L, ceil(V/256)]f32`: what greedy choice,
 /// log-probabilities and an exact top-k need without another pass over the row. One program per row.
 pub fn logit_stats(name: &str, s: &LogitStats) -> Kernel {
     let mut k = KernelBuilder::new(name);
-    let blocks = s.vocab.div_ceil(BLOCK);
     let matrix = |cols: usize| TensorType::new([Dim::Sym(Sym::L), Dim::Const(cols)], DType::F32);
     let list = TensorType::new([Sym::L], DType::F32);
     let logits = k.input("logits", matrix(s.vocab));
     let max = k.output("max", list.clone());
     let logsumexp = k.output("logsumexp", list);
-    let block_max = k.output("block_max", matrix(blocks));
+    let block_max = k.output("block_max", matrix(s.blocks()));
 
     let row = k.grid("row", Sym::L);
-    let shape = [s.runs.min(blocks), BLOCK];
-    let (m, l) = (k.full(LOWEST, &shape[..1]), k.full(0.0, &shape[..1]));
-    let state = k.fold(blocks.div_ceil(shape[0]), 1, &[m, l], |k, i, state| {
+    let none = [k.full(LOWEST, &[]), k.full(0.0, &[])];
+    let state = k.fold(s.parts, s.parts, &none, |k, part, state| {
+        let found = part_of_row(k, s, [row, part], [logits, block_max]);
+        merge(k, [state[0], state[1]], found)
+    });
+    let (m, l) = (state[0], state[1]);
+    k.store(max, &[row], m);
+    let log = k.map(Log, &[l]);
+    let sum = k.map(Add, &[m, log]);
+    k.store(logsumexp, &[row], sum);
+    k.finish()
+}
+
+/// Maximum and sum of one part of a row, whose runs' maxima are written; of a part past the row's end, those of nothing.
+fn part_of_row(
+    k: &mut KernelBuilder,
+    s: &LogitStats,
+    [row, part]: [Val; 2],
+    [logits, block_max]: [TensorRef; 2],
+) -> [Val; 2] {
+    let shape = [s.tile(), BLOCK];
+    let iterations = s.blocks().div_ceil(shape[0]);
+    let each = iterations.div_ceil(s.parts);
+    let first = k.scale(part, each);
+    let (zero, most, all) = (k.index(0), k.index(each as i64), k.index(iterations as i64));
+    let left = k.sub(all, first);
+    let end = k.min(left, most);
+    let none = [k.full(LOWEST, &shape[..1]), k.full(0.0, &shape[..1])];
+    let state = k.pipeline(zero, end, 1, &none, |k, i, state| {
+        let i = k.add(first, i);
         let block = k.scale(i, shape[0]);
         let first = k.scale(block, BLOCK);
         let x = k.load(logits, &[row, first], &[shape[0] * BLOCK]);
@@ -49,12 +89,7 @@ pub fn logit_stats(name: &str, s: &LogitStats) -> Kernel {
         k.store(block_max, &[row, block], largest);
         update(k, [state[0], state[1]], largest, x)
     });
-    let (m, l) = join(&mut k, state[0], state[1]);
-    k.store(max, &[row], m);
-    let log = k.map(Log, &[l]);
-    let sum = k.map(Add, &[m, log]);
-    k.store(logsumexp, &[row], sum);
-    k.finish()
+    join(k, state[0], state[1])
 }
 
 /// -inf past the vocabulary's end, where a load gives zeros.
@@ -83,13 +118,24 @@ fn update(k: &mut KernelBuilder, [m, l]: [Val; 2], largest: Val, x: Val) -> Vec<
     vec![new, k.map(Add, &[l, sum])]
 }
 
-/// Maximum and sum of a row, from those of every so many blocks.
-fn join(k: &mut KernelBuilder, m: Val, l: Val) -> (Val, Val) {
+/// Maximum and sum over all runs, from those of every so many.
+fn join(k: &mut KernelBuilder, m: Val, l: Val) -> [Val; 2] {
     let n = k.tile(m).shape[0];
     let max = k.reduce(ReduceOp::Max, m, 0);
     let shift = k.broadcast(max, 0, n, Layout::Reg);
     let below = k.map(Sub, &[m, shift]);
     let factor = k.map(Exp, &[below]);
     let l = k.map(Mul, &[l, factor]);
-    (max, k.reduce(ReduceOp::Sum, l, 0))
+    [max, k.reduce(ReduceOp::Sum, l, 0)]
+}
+
+/// Maximum and sum of two parts together.
+fn merge(k: &mut KernelBuilder, a: [Val; 2], b: [Val; 2]) -> Vec<Val> {
+    let max = k.map(Max, &[a[0], b[0]]);
+    let weighed = [a, b].map(|[m, l]| {
+        let below = k.map(Sub, &[m, max]);
+        let factor = k.map(Exp, &[below]);
+        k.map(Mul, &[l, factor])
+    });
+    vec![max, k.map(Add, &weighed)]
 }

@@ -69,7 +69,7 @@ pub fn rms_norm(name: &str, s: &RmsNorm) -> Kernel {
     let x = k.tensor("x", matrix(Sym::T), s.x, Access::In);
     let residual = s.residual.then(|| k.input("residual", matrix(Sym::T)));
     let weight = k.weight("weight", TensorType::new([s.n], s.dtype));
-    let indices = s.rows.then(|| k.input("indices", TensorType::new([Sym::L], DType::I32)));
+    let indices = s.rows.then(|| k.step_input("indices", TensorType::new([Sym::L], DType::I32)));
     let normed = match s.quantize {
         None => Normed::Numbers(k.tensor("normed", matrix(rows), s.normed, Access::Out)),
         Some(how) => Normed::Values(Quantized::params(&mut k, [Dim::Sym(rows), Dim::Const(s.n)], s.normed, how)),
@@ -104,6 +104,9 @@ struct Norm {
 
 impl Norm {
     fn store(&self, k: &mut KernelBuilder, s: &RmsNorm, normed: TensorRef) {
+        if s.n <= s.chunk {
+            return self.store_whole(k, s, normed);
+        }
         let factor = inverse_rms(k, s, &self.row);
         let factor = k.broadcast(factor, 0, s.chunk, Layout::Reg); // [chunk]
         k.for_each(s.n.div_ceil(s.chunk), |k, i| {
@@ -111,6 +114,18 @@ impl Norm {
             let y = self.chunk(k, s, factor, col);
             k.store(normed, &[self.out_row, col], y);
         });
+    }
+
+    /// A row that an iteration holds stays in registers; its weights, which are not waited for, come first.
+    fn store_whole(&self, k: &mut KernelBuilder, s: &RmsNorm, normed: TensorRef) {
+        let col = k.index(0);
+        let w = k.load(self.weight, &[col], &[s.chunk]);
+        let x = self.row.chunk(k, col);
+        let squares = k.map(Mul, &[x, x]);
+        let factor = inverse_root(k, s, squares);
+        let factor = k.broadcast(factor, 0, s.chunk, Layout::Reg); // [chunk]
+        let y = self.scale(k, col, [x, w, factor]);
+        k.store(normed, &[self.out_row, col], y);
     }
 
     fn store_values(&self, k: &mut KernelBuilder, s: &RmsNorm, values: &Quantized) {
@@ -124,10 +139,15 @@ impl Norm {
     /// `[chunk]` of the norm; stores the sum on the way.
     fn chunk(&self, k: &mut KernelBuilder, s: &RmsNorm, factor: Val, col: Val) -> Val {
         let x = self.row.chunk(k, col);
+        let w = k.load(self.weight, &[col], &[s.chunk]);
+        self.scale(k, col, [x, w, factor])
+    }
+
+    /// `[chunk]` of the norm of `x`, which is stored where it is a sum.
+    fn scale(&self, k: &mut KernelBuilder, col: Val, [x, w, factor]: [Val; 3]) -> Val {
         if let Some(sum) = self.sum {
             k.store(sum, &[self.out_row, col], x);
         }
-        let w = k.load(self.weight, &[col], &[s.chunk]);
         let scaled = k.map(Mul, &[x, factor]);
         k.map(Mul, &[scaled, w])
     }

@@ -81,8 +81,8 @@ pub fn rope_kv_write(name: &str, s: &RopeKvWrite) -> Kernel {
     let key = k.tensor("k", s.view(s.cache.kv_heads), strided(1), Access::In);
     let value = k.tensor("v", s.view(s.cache.kv_heads), strided(2), Access::In);
     let table = k.weight("rope_table", TensorType::new([s.positions, 2, s.rope_dim / 2], DType::F32));
-    let positions = k.input("positions", TensorType::new([Sym::T], DType::I32));
-    let slot_mapping = k.input("slot_mapping", TensorType::new([Sym::T], DType::I32));
+    let positions = k.step_input("positions", TensorType::new([Sym::T], DType::I32));
+    let slot_mapping = k.step_input("slot_mapping", TensorType::new([Sym::T], DType::I32));
     let [keys, values] = s.cache.declare(&mut k, Access::InOut);
     let norm = TensorType::new([s.cache.head_dim], s.cache.dtype);
     let q_norm = s.qk_norm.map(|_| k.weight("q_norm", norm.clone()));
@@ -91,30 +91,30 @@ pub fn rope_kv_write(name: &str, s: &RopeKvWrite) -> Kernel {
 
     let t = k.grid("t", Sym::T);
     let token = rotation(&mut k, s, t, table, positions);
-    let count = s.head_block.min(s.heads);
-    k.for_each(s.heads.div_ceil(count), |k, i| {
-        let first = k.scale(i, count);
-        let heads = token.heads(k, Heads { of: q, norm: q_norm, first, count });
-        for (x, (at, _)) in heads.into_iter().zip(s.parts()) {
-            let at = k.index(at as i64);
-            k.store(q_out, &[t, first, at], x);
-        }
-    });
     // read again: the heads of keys are a tile of another shape
-    let token = rotation(&mut k, s, t, table, positions);
+    let key_token = rotation(&mut k, s, t, table, positions);
     let slot = k.read(slot_mapping, &[t]);
     let slot = Slot::new(&mut k, &s.cache, slot);
-    let count = s.head_block.min(s.cache.kv_heads);
-    k.for_each(s.cache.kv_heads.div_ceil(count), |k, i| {
+    let [count, key_count] = [s.heads, s.cache.kv_heads].map(|n| s.head_block.min(n));
+    let queries = |first| Heads { of: q, norm: q_norm, first, count };
+    let cached = Cached { s, token: &key_token, slot, key, norm: k_norm, value, keys, values, count: key_count };
+    if s.head_block >= s.heads.max(s.cache.kv_heads) {
+        // all that the token has, before anything is written
+        let first = k.index(0);
+        let (parts, loaded) = (token.load(&mut k, queries(first)), cached.load(&mut k, first));
+        token.store(&mut k, queries(first), parts, q_out);
+        cached.store(&mut k, first, loaded);
+        return k.finish();
+    }
+    k.for_each(s.heads.div_ceil(count), |k, i| {
         let first = k.scale(i, count);
-        let heads = Heads { of: key, norm: k_norm, first, count };
-        let written = k.scale(slot.written, count);
-        for (x, (at, len)) in token.heads(k, heads).into_iter().zip(s.parts()) {
-            let at = k.index(at as i64);
-            let x = k.reshape(x, &[count, 1, len]);
-            k.store_rows(keys, &[slot.block, first, slot.offset, at], x, Some(written));
-        }
-        slot.write_values(k, s, [t, first, written], value, values);
+        let parts = token.load(k, queries(first));
+        token.store(k, queries(first), parts, q_out);
+    });
+    k.for_each(s.cache.kv_heads.div_ceil(key_count), |k, i| {
+        let first = k.scale(i, key_count);
+        let loaded = cached.load(k, first);
+        cached.store(k, first, loaded);
     });
     k.finish()
 }
@@ -134,20 +134,32 @@ fn rotation<'s>(
 }
 
 impl Token<'_> {
-    /// Heads, normed and rotated, as `[count, _]` tiles: see [`RopeKvWrite::parts`].
-    fn heads(&self, k: &mut KernelBuilder, heads: Heads) -> Vec<Val> {
+    /// Heads as `[count, _]` tiles: see [`RopeKvWrite::parts`].
+    fn load(&self, k: &mut KernelBuilder, heads: Heads) -> Vec<Val> {
         let load = |(at, len): (usize, usize)| {
             let at = k.index(at as i64);
             k.load(heads.of, &[self.t, heads.first, at], &[heads.count, len])
         };
-        let mut parts: Vec<Val> = self.s.parts().into_iter().map(load).collect();
+        self.s.parts().into_iter().map(load).collect()
+    }
+
+    /// The parts of heads, normed and rotated.
+    fn turn(&self, k: &mut KernelBuilder, heads: Heads, mut parts: Vec<Val>) -> Vec<Val> {
         if let (Some(weight), Some(eps)) = (heads.norm, self.s.qk_norm) {
             parts = self.norm(k, &parts, weight, eps);
         }
         let [a, b] = self.rotate(k, parts[0], parts[1]);
-        parts[0] = a;
-        parts[1] = b;
+        parts[..2].copy_from_slice(&[a, b]);
         parts
+    }
+
+    /// Writes heads, normed and rotated.
+    fn store(&self, k: &mut KernelBuilder, heads: Heads, parts: Vec<Val>, to: TensorRef) {
+        let parts = self.turn(k, heads, parts);
+        for (x, (at, _)) in parts.into_iter().zip(self.s.parts()) {
+            let at = k.index(at as i64);
+            k.store(to, &[self.t, heads.first, at], x);
+        }
     }
 
     /// `(a cos - b sin, b cos + a sin)`.
@@ -185,7 +197,50 @@ impl Token<'_> {
     }
 }
 
+/// What of a token goes into the cache.
+struct Cached<'s> {
+    s: &'s RopeKvWrite,
+    token: &'s Token<'s>,
+    slot: Slot,
+    key: TensorRef,
+    norm: Option<TensorRef>,
+    value: TensorRef,
+    keys: TensorRef,
+    values: TensorRef,
+    /// Heads of an iteration.
+    count: usize,
+}
+
+impl Cached<'_> {
+    fn heads(&self, first: Val) -> Heads {
+        Heads { of: self.key, norm: self.norm, first, count: self.count }
+    }
+
+    /// The parts of keys, and values.
+    fn load(&self, k: &mut KernelBuilder, first: Val) -> (Vec<Val>, Val) {
+        let keys = self.token.load(k, self.heads(first));
+        let zero = k.index(0);
+        (keys, k.load(self.value, &[self.token.t, first, zero], &[self.count, self.s.cache.head_dim]))
+    }
+
+    /// Keys as rows of their block, values each as a column.
+    fn store(&self, k: &mut KernelBuilder, first: Val, (keys, value): (Vec<Val>, Val)) {
+        let Slot { block, offset, written } = self.slot;
+        let written = k.scale(written, self.count);
+        let keys = self.token.turn(k, self.heads(first), keys);
+        for (x, (at, len)) in keys.into_iter().zip(self.s.parts()) {
+            let at = k.index(at as i64);
+            let x = k.reshape(x, &[self.count, 1, len]);
+            k.store_rows(self.keys, &[block, first, offset, at], x, Some(written));
+        }
+        let zero = k.index(0);
+        let columns = k.reshape(value, &[self.count, self.s.cache.head_dim, 1]);
+        k.store_rows(self.values, &[block, first, zero, offset], columns, Some(written));
+    }
+}
+
 /// Where a token lies in the cache.
+#[derive(Clone, Copy)]
 struct Slot {
     block: Val,
     /// Index within the block.
@@ -201,21 +256,5 @@ impl Slot {
         let written = k.min(next, one);
         let valid = k.max(slot, zero);
         Slot { block: k.div(valid, cache.block_size), offset: k.rem(valid, cache.block_size), written }
-    }
-
-    /// Values of heads of token `t`, from the first on, each as a column of its block.
-    fn write_values(
-        &self,
-        k: &mut KernelBuilder,
-        s: &RopeKvWrite,
-        [t, first, written]: [Val; 3],
-        value: TensorRef,
-        values: TensorRef,
-    ) {
-        let (zero, d) = (k.index(0), s.cache.head_dim);
-        let count = s.head_block.min(s.cache.kv_heads);
-        let v = k.load(value, &[t, first, zero], &[count, d]);
-        let columns = k.reshape(v, &[count, d, 1]);
-        k.store_rows(values, &[self.block, first, zero, self.offset], columns, Some(written));
     }
 }

@@ -61,7 +61,9 @@ impl Run {
                 let dims = dims(&p.ty, &|s| symbols.value(s));
                 TensorData::f32(&dims, vec![f32::NAN; dims.iter().product()])
             }
-            Access::In | Access::Weight | Access::InOut => TensorData::zeros(&p.ty, &|s| symbols.value(s)),
+            Access::In | Access::Weight | Access::Step | Access::InOut => {
+                TensorData::zeros(&p.ty, &|s| symbols.value(s))
+            }
         });
         Run { args: args.collect(), kernel, symbols }
     }

@@ -87,10 +87,12 @@ fn rms_norm_of_every_form() {
 
 #[test]
 fn logit_stats_equal_a_plain_computation() {
-    for (vocab, runs) in [(1, 1), (100, 1), (256, 1), (600, 1), (600, 2), (600, 8), (1024, 4)] {
+    let whole = [(1, 1), (100, 1), (256, 1), (600, 1), (600, 2), (600, 8), (1024, 4)].map(|(v, r)| (v, r, 1));
+    for (vocab, runs, parts) in whole.into_iter().chain([(100, 1, 2), (600, 1, 2), (600, 1, 8), (5000, 4, 2)]) {
         let l = 3;
         let logits: Vec<f32> = Numbers(3).take(l * vocab, DType::F32).iter().map(|x| x * 40.0 - 50.0).collect();
-        let mut run = Run::new(logit_stats("stats", &LogitStats { vocab, runs }), Symbols { l, ..Symbols::default() });
+        let kernel = logit_stats("stats", &LogitStats { vocab, runs, parts });
+        let mut run = Run::new(kernel, Symbols { l, ..Symbols::default() });
         run.set("logits", &logits).go();
         let largest = |x: &[f32]| x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let rows: Vec<&[f32]> = logits.chunks(vocab).collect();

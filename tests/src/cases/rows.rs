@@ -129,8 +129,10 @@ pub fn rms_norm(target: &Target) -> Vec<Case> {
 /// Ordinary and extreme rows.
 pub fn logit_stats() -> Vec<Case> {
     let mut launches = vec![];
-    for (vocab, runs) in [(5, 1), (256, 1), (700, 1), (1024, 1), (1024, 4), (700, 2), (5000, 8)] {
-        let kernel = rvllm_kernels::logit_stats(&format!("stats_{vocab}_{runs}"), &LogitStats { vocab, runs });
+    let whole = [(5, 1), (256, 1), (700, 1), (1024, 1), (1024, 4), (700, 2), (5000, 8)].map(|(v, r)| (v, r, 1));
+    for (vocab, runs, parts) in whole.into_iter().chain([(5, 1, 8), (5000, 4, 2), (40_000, 16, 8)]) {
+        let name = format!("stats_{vocab}_{runs}_{parts}");
+        let kernel = rvllm_kernels::logit_stats(&name, &LogitStats { vocab, runs, parts });
         let launch = Launch::new(kernel, Symbols { l: 4, ..Symbols::default() }, 3);
         let mut logits: Vec<f32> = launch.args[0].numbers().iter().map(|x| x * 30.0).collect();
         logits[vocab..2 * vocab].fill(-200.0);

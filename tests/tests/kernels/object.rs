@@ -44,7 +44,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         block_k: row.block_k,
         stages: row.stages,
     };
-    let stats = logit_stats("stats", &LogitStats { vocab: 1000, runs: 1 });
+    let stats = logit_stats("stats", &LogitStats { vocab: 1000, runs: 1, parts: 1 });
     vec![gemm("gemm", &product), paged_attention("attention", &attention), stats]
 }
 

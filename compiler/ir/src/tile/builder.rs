@@ -48,6 +48,11 @@ impl KernelBuilder {
         self.tensor(name, ty, MemLayout::DENSE, Access::Weight)
     }
 
+    /// A dense tensor that the step brings.
+    pub fn step_input(&mut self, name: &str, ty: TensorType) -> TensorRef {
+        self.tensor(name, ty, MemLayout::DENSE, Access::Step)
+    }
+
     /// A dense written tensor.
     pub fn output(&mut self, name: &str, ty: TensorType) -> TensorRef {
         self.tensor(name, ty, MemLayout::DENSE, Access::Out)

@@ -96,6 +96,8 @@ pub enum Access {
     In,
     /// Read only, and written by no launch of any step: may be read before the launches before this one end.
     Weight,
+    /// Read only, and brought by the step: as `Weight`, but another step brings others.
+    Step,
     /// Written only.
     Out,
     /// Read and written (the KV cache).
@@ -105,7 +107,12 @@ pub enum Access {
 impl Access {
     /// Whether a kernel only reads the tensor.
     pub fn is_read_only(self) -> bool {
-        matches!(self, Access::In | Access::Weight)
+        matches!(self, Access::In | Access::Weight | Access::Step)
+    }
+
+    /// Whether no launch of the step writes the tensor.
+    pub fn is_fixed(self) -> bool {
+        matches!(self, Access::Weight | Access::Step)
     }
 }
 

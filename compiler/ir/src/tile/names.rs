@@ -25,7 +25,7 @@ macro_rules! words {
     };
 }
 
-words!(Access, "access", In = "in", Weight = "weight", Out = "out", InOut = "inout");
+words!(Access, "access", In = "in", Weight = "weight", Step = "step", Out = "out", InOut = "inout");
 words!(Layout, "tile layout", Reg = "reg", Acc = "acc", Operand = "operand");
 words!(Cmp, "comparison", Lt = "lt", Le = "le", Eq = "eq");
 words!(ReduceOp, "reduction", Sum = "reduce_sum", Max = "reduce_max");

@@ -51,7 +51,7 @@ fn header(c: &mut Cursor<'_>) -> Read<Kernel> {
 fn param(c: &mut Cursor<'_>) -> Read<Param> {
     let name = c.ident("a parameter's name")?.to_string();
     c.expect(':')?;
-    let access = word(c, "`in`, `weight`, `out` or `inout`", Access::parse)?;
+    let access = word(c, "`in`, `weight`, `step`, `out` or `inout`", Access::parse)?;
     let ty = c.tensor_type()?;
     Ok(Param { name, ty, layout: mem_layout(c)?, access })
 }

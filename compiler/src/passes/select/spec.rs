@@ -14,8 +14,9 @@ use rvllm_kernels::{
 };
 use rvllm_targets::GemmRow;
 
-/// Runs of logits that a program of `logit_stats` looks at together on a GPU: 16 elements for each of 512 threads.
-const RUNS_ON_GPU: usize = 32;
+/// Runs of logits that a CTA of `logit_stats` looks at together on a GPU (8 elements for each of 512 threads), and parts of a
+/// row, each a CTA's: one alone reads half a megabyte in 20 µs. For more of them 256 rows take longer.
+const ROW_ON_GPU: [usize; 2] = [16, 4];
 /// Blocks that attention's loads run ahead: the next block's keys arrive while this one's are multiplied.
 const ATTENTION_STAGES: usize = 2;
 
@@ -40,9 +41,8 @@ impl Selection<'_> {
             Call::LogitStats => {
                 self.rows_along(n, 0, Sym::L)?;
                 let vocab = self.columns(self.operand(n, 0)?)?;
-                // one program per row: a GPU has to look at many runs at a time to keep its memory busy
-                let runs = if self.target.gpu.is_some() { RUNS_ON_GPU } else { 1 };
-                Spec::LogitStats(LogitStats { vocab, runs })
+                let [runs, parts] = if self.target.gpu.is_some() { ROW_ON_GPU } else { [1, 1] };
+                Spec::LogitStats(LogitStats { vocab, runs, parts })
             }
         };
         Ok(vec![(None, spec)])

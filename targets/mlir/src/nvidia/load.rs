@@ -11,7 +11,13 @@ use crate::{
     index::Index,
     text::{Elem, Ssa, Ty},
 };
-use rvllm_ir::{tile::Val, types::DType};
+use rvllm_ir::{
+    tile::{MemLayout, Val},
+    types::DType,
+};
+
+/// Bytes that L2 brings together.
+const LINE_BYTES: usize = 128;
 
 /// A tile in global memory.
 pub(crate) struct Source<'a> {
@@ -98,6 +104,7 @@ impl Lower<'_> {
         }
         let place = self.wanted.get(&v).copied().unwrap_or(Place::of(&ty));
         let s = self.source(tensor, at, &ty.shape);
+        self.bring_near(&s);
         let access = self.access(&s, place);
         let mut regs = vec![];
         for at in access.groups.at.clone() {
@@ -132,6 +139,28 @@ impl Lower<'_> {
             }
         };
         self.widen(raw, n, dtype)
+    }
+
+    /// Has a run that is read ahead of the wait come to L2 meanwhile, a line by each thread: the assembler moves the loads
+    /// themselves behind the wait.
+    fn bring_near(&mut self, s: &Source<'_>) {
+        let run: usize = s.shape.iter().product();
+        let dense = matches!(self.kernel.params[s.tensor].layout, MemLayout::Strided { .. });
+        let whole = s.shape.last() == Some(&run) && s.extents.iter().all(|e| matches!(e, Extent::All));
+        if self.waited || !dense || !whole {
+            return;
+        }
+        let lines = (run * self.size(s.tensor)).div_ceil(LINE_BYTES);
+        let start = self.element(s.tensor, s.origin);
+        let bytes = self.w.scale(self.thread, LINE_BYTES);
+        let line = self.w.at(start, bytes);
+        self.bring_lines(line, lines);
+    }
+
+    /// Each of the first threads its line.
+    pub(crate) fn bring_lines(&mut self, line: Ssa, threads: usize) {
+        let some = self.w.below(self.thread, Index::constant(threads as i64));
+        self.under(some, |l| l.w.effect(&format!("nvvm.prefetch level = L2, {line} : !llvm.ptr<1>")));
     }
 
     fn widen(&mut self, raw: Ssa, n: usize, dtype: DType) -> Vec<Ssa> {

@@ -40,7 +40,7 @@ use place::Place;
 use rvllm_ir::{
     diag::Loc,
     expr::{Expr, Sym},
-    tile::{Access, Block, IndexOp, Inst, Kernel, Layout, Stmt, Type, Val},
+    tile::{Block, IndexOp, Inst, Kernel, Layout, Stmt, Type, Val},
 };
 use rvllm_targets::Target;
 use shared::Shared;
@@ -164,12 +164,12 @@ fn lower_by_warps(kernel: &Kernel, target: &Target) -> Result<(Lowered, usize), 
     Ok((Lowered { text, launch: Some(launch) }, bytes))
 }
 
-/// Name, parameters and bounds of the entry. Only weights are declared free of aliases: the compiler may then read them at
-/// any time, which for other tensors would be before the predecessors are done.
+/// Name, parameters and bounds of the entry. Only what no launch writes is declared free of aliases: the compiler may then
+/// read it at any time, which for other tensors would be before the predecessors are done.
 fn signature(kernel: &Kernel, pointers: &[Ssa], step: Ssa, maps: &[Ssa], [threads, cluster]: [usize; 2]) -> String {
     let mut params = vec![];
     for (p, pointer) in kernel.params.iter().zip(pointers) {
-        let facts = if p.access == Access::Weight { " {llvm.noalias, llvm.readonly}" } else { "" };
+        let facts = if p.access.is_fixed() { " {llvm.noalias, llvm.readonly}" } else { "" };
         params.push(format!("{pointer}: !llvm.ptr<1>{facts}"));
     }
     params.push(format!("{step}: !llvm.ptr<1> {{llvm.noalias, llvm.readonly}}"));
@@ -304,7 +304,7 @@ impl Lower<'_> {
     fn awaits(&self, s: &Stmt) -> bool {
         let touches = |s: &Stmt| match &s.inst {
             Inst::Read { tensor, .. } | Inst::Load { tensor, .. } | Inst::Store { tensor, .. } => {
-                self.kernel.params[*tensor].access != Access::Weight
+                !self.kernel.params[*tensor].access.is_fixed()
             }
             _ => false,
         };
@@ -458,6 +458,9 @@ impl Lower<'_> {
             Inst::Read { tensor, at } => {
                 let at = self.indices(at)?;
                 let p = self.element(*tensor, &at);
+                if !self.waited {
+                    self.bring_lines(p, 1);
+                }
                 Ok(self.w.load_index(p))
             }
             _ => Err(self.unsupported("an instruction that is no index")),
