@@ -9,7 +9,7 @@ use rvllm_device_tests::{
     bundle::{Bundle, Case, Expected, SKIPPED},
     compare::{Difference, compare, numbers},
 };
-use rvllm_engine::device::cuda::{DeviceMemory, Event, Gpu, LoadedKernel, Overlap, Stream};
+use rvllm_engine::device::cuda::{DeviceMemory, Event, Gpu, LoadedKernel, Stream};
 use std::{collections::HashMap, path::Path};
 
 /// Runs the cases of a file.
@@ -81,7 +81,7 @@ impl Bench<'_> {
         let ready = kernel.ready(&addresses, symbols.address(), case.programs, &value)?;
         let (start, end) = (Event::new(&self.gpu)?, Event::new(&self.gpu)?);
         self.stream.mark(&start)?;
-        ready.launch(&self.stream, Overlap::None)?;
+        ready.launch(&self.stream)?;
         self.stream.mark(&end)?;
         self.stream.synchronize()?;
         let mut outputs = vec![];

@@ -9,12 +9,9 @@ use rvllm_artifact::{
 };
 use rvllm_engine::{
     DeviceChoice, EngineOptions, Limits,
-    device::{
-        LaunchList,
-        cuda::{CudaDevice, Overlap},
-    },
+    device::{LaunchList, cuda::CudaDevice},
     executor::Executor,
-    forward::Forward,
+    forward::{Forward, Reads},
     load::{WeightsOption, cpu_executor, cuda_executor},
     step::Step,
 };
@@ -37,8 +34,8 @@ pub(crate) fn run(path: &Path, args: &Args) -> Result<()> {
     }
     let mut executor = cuda_executor(&artifact, &options)?;
     println!("{}: {:?}", path.display(), executor.device().gpu().facts());
-    for (what, step) in steps(args, executor.limits())? {
-        on_gpu_step(&mut executor, &artifact, &what, &step)?;
+    for (what, mut step) in steps(args, executor.limits())? {
+        on_gpu_step(&mut executor, &artifact, &what, &mut step)?;
     }
     Ok(())
 }
@@ -70,47 +67,63 @@ fn on_cpu(path: &Path, args: &Args, artifact: &Artifact, options: &EngineOptions
         println!("\n{what}: {step_ms:.2} ms a step, {rate:.1} tokens/s");
         let list = executor.list(&step)?;
         let times = executor.device_mut().time(&step, list.clone(), CPU_REPEATS)?;
-        table(executor.plan(), artifact, &step, &list, &times);
+        table(executor.plan(), artifact, &step, &list, [&times, &[]]);
     }
     Ok(())
 }
 
-fn on_gpu_step(executor: &mut Executor<CudaDevice>, artifact: &Artifact, what: &str, step: &Step) -> Result<()> {
+fn on_gpu_step(executor: &mut Executor<CudaDevice>, artifact: &Artifact, what: &str, step: &mut Step) -> Result<()> {
     let list = executor.list(step)?;
     let times = executor.device_mut().time(step, &list, REPEATS)?;
-    let (launched, host) = whole_steps(executor, step)?;
-    println!("\n{what}: {launched:.1} µs a step, of which the host {host:.1} µs before it waits");
-    print!("launches as a graph:");
-    for (what, overlap) in [
-        ("one after the other", Overlap::None),
-        ("streams overlapping", Overlap::Streams),
-        ("all overlapping", Overlap::All),
-    ] {
-        print!(" {:.1} µs {what};", executor.device_mut().time_graph(step, &list, overlap, REPEATS)?);
+    println!("\n{what}, µs a step, and of that the host's before it waits:");
+    for (what, reads) in [("largest logits read", Reads::Largest), ("all logits read", Reads::All)] {
+        step.reads = vec![reads; step.logits_indices.len()];
+        let (launched, host) = whole_steps(executor, step)?;
+        println!("{launched:9.1} {host:5.1}  {what}");
     }
-    println!();
-    table(executor.plan(), artifact, step, &list, &times);
+    let graph = executor.device_mut().time_graph(step, &list, REPEATS)?;
+    println!("launches as a graph: {graph:.1} µs");
+    let within = within_step(executor, step, &list, graph)?;
+    table(executor.plan(), artifact, step, &list, [&times, &within]);
     Ok(())
 }
 
-/// Kernels by the time they take.
-fn table(plan: &Plan, artifact: &Artifact, step: &Step, list: &LaunchList, times: &[f32]) {
+/// What the step takes less without each launch's kernel, shared among the launches of that kernel.
+fn within_step(executor: &mut Executor<CudaDevice>, step: &Step, list: &LaunchList, whole: f32) -> Result<Vec<f32>> {
+    let mut kernels: BTreeMap<usize, f32> = BTreeMap::new();
+    list.launches.iter().for_each(|l| *kernels.entry(l.kernel).or_default() += 1.0);
+    for (kernel, share) in &mut kernels {
+        let others = without(list, *kernel);
+        *share = (whole - executor.device_mut().time_graph(step, &others, REPEATS)?) / *share;
+    }
+    Ok(list.launches.iter().map(|l| kernels[&l.kernel]).collect())
+}
+
+/// A step without the launches of one kernel: its results are not those of the model, its time is.
+fn without(list: &LaunchList, kernel: usize) -> LaunchList {
+    let launches = list.launches.iter().filter(|l| l.kernel != kernel).cloned().collect();
+    LaunchList { args: list.args.clone(), launches }
+}
+
+/// Kernels by the time that they take alone, and within a step where that is known.
+fn table(plan: &Plan, artifact: &Artifact, step: &Step, list: &LaunchList, [times, within]: [&[f32]; 2]) {
     let tokens: i64 = step.seq_lens.iter().map(|n| i64::from(*n)).sum();
     let kv = tokens as u64 * 2 * kv_row(artifact);
-    let mut rows: BTreeMap<&str, (usize, f32, u64)> = BTreeMap::new();
-    for (launch, (time, ran)) in plan.launches.iter().zip(times.iter().zip(&list.launches)) {
+    let mut rows: BTreeMap<&str, (usize, f32, u64, f32)> = BTreeMap::new();
+    let within = within.iter().copied().chain(std::iter::repeat(f32::NAN));
+    for ((launch, within), (time, ran)) in plan.launches.iter().zip(within).zip(times.iter().zip(&list.launches)) {
         let row = rows.entry(&plan.kernels[ran.kernel].symbol).or_default();
-        *row = (row.0 + 1, row.1 + time, row.2 + bytes(plan, launch, kv));
+        *row = (row.0 + 1, row.1 + time, row.2 + bytes(plan, launch, kv), within);
     }
     let mut rows: Vec<_> = rows.into_iter().collect();
     rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
-    println!("{:>9} {:>5} {:>9} {:>9} {:>9}  kernel", "µs", "times", "µs each", "GB/s", "GFLOP/s");
-    for (symbol, (count, time, bytes)) in rows {
+    println!("{:>9} {:>5} {:>9} {:>9} {:>9} {:>9}  kernel", "µs", "times", "µs each", "in step", "GB/s", "GFLOP/s");
+    for (symbol, (count, time, bytes, within)) in rows {
         // two operations per token and 16-bit weight
         let work =
             if symbol.starts_with("gemm") { bytes as f32 * rows_of(symbol, step) as f32 / time / 1e3 } else { 0.0 };
         println!(
-            "{time:9.1} {count:5} {:9.2} {:9.1} {work:9.0}  {symbol}",
+            "{time:9.1} {count:5} {:9.2} {within:9.2} {:9.1} {work:9.0}  {symbol}",
             time / count as f32,
             bytes as f32 / time / 1e3
         );

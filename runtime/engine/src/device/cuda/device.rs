@@ -12,7 +12,7 @@
 use super::{
     error::CudaError,
     gpu::{DeviceMemory, Gpu, Pinned},
-    kernel::{LoadedKernel, Overlap, Ready},
+    kernel::{LoadedKernel, Ready},
     stream::{Event, Graph, Stream},
     weights::DeviceWeights,
 };
@@ -143,7 +143,8 @@ impl CudaDevice {
         self.host_time
     }
 
-    /// Microseconds of each launch of a step, one after the other without overlap: the median of `repeats` steps.
+    /// Microseconds of each launch of a step, one after the other: the median of `repeats` steps. Events between them keep
+    /// them from overlapping.
     ///
     /// # Errors
     /// The GPU failed.
@@ -155,7 +156,7 @@ impl CudaDevice {
             self.bring_inputs(step, None)?;
             self.stream.mark(&events[0])?;
             for (launch, end) in ready.iter().zip(&events[1..]) {
-                launch.launch(&self.stream, Overlap::None)?;
+                launch.launch(&self.stream)?;
                 self.stream.mark(end)?;
             }
             self.stream.synchronize()?;
@@ -167,20 +168,14 @@ impl CudaDevice {
         Ok(times.into_iter().map(|mut times| median(&mut times[1..])).collect())
     }
 
-    /// Microseconds of a step's launches as a graph: the median of `repeats` replays, one after the other.
+    /// Microseconds of a step's launches as a graph: the median of `repeats` replays.
     ///
     /// # Errors
     /// The GPU failed.
-    pub fn time_graph(
-        &mut self,
-        step: &Step,
-        list: &LaunchList,
-        overlap: Overlap,
-        repeats: usize,
-    ) -> Result<f32, DeviceError> {
+    pub fn time_graph(&mut self, step: &Step, list: &LaunchList, repeats: usize) -> Result<f32, DeviceError> {
         let ready = self.ready(list)?;
         let stream = &self.stream;
-        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream, overlap)))?;
+        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream)))?;
         let (start, end) = (Event::new(self.gpu())?, Event::new(self.gpu())?);
         self.bring_inputs(step, None)?;
         let mut times = vec![];
@@ -274,7 +269,7 @@ impl Device for CudaDevice {
     fn record(&mut self, list: &LaunchList) -> Result<(), DeviceError> {
         let ready = self.ready(list)?;
         let stream = &self.stream;
-        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream, Overlap::Streams)))?;
+        let graph = stream.record(|| ready.iter().try_for_each(|launch| launch.launch(stream)))?;
         self.graphs.push(graph);
         Ok(())
     }
@@ -294,7 +289,7 @@ impl Device for CudaDevice {
             }
             Launches::List(list) => {
                 let ready = self.ready(&list)?;
-                ready.iter().try_for_each(|launch| launch.launch(&self.stream, Overlap::Streams))?;
+                ready.iter().try_for_each(|launch| launch.launch(&self.stream))?;
             }
         }
         self.host_time = start.elapsed();

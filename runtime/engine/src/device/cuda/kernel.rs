@@ -227,18 +227,6 @@ fn swizzle(swizzle: Swizzle) -> sys::CUtensorMapSwizzle {
 #[derive(Clone, Copy, Debug)]
 struct Map(sys::CUtensorMap_st);
 
-/// Which launches begin before their predecessors end. Kernels wait themselves before they touch what those wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overlap {
-    /// None.
-    None,
-    /// Those that the copy engine feeds: their weights arrive meanwhile. Others have little to do ahead, and their waiting
-    /// CTAs hold what running ones need: on an H200 overlapping such made the steps of an 8B model 23 to 40 % longer.
-    Streams,
-    /// All.
-    All,
-}
-
 /// A launch with everything known.
 #[derive(Clone, Debug)]
 pub struct Ready {
@@ -260,22 +248,18 @@ impl Ready {
         &self.kernel
     }
 
-    /// Gives it to a stream.
+    /// Gives it to a stream. It begins while the launch before it, if that is the stream's last work, still runs: kernels wait
+    /// themselves before they touch what others write or read.
     ///
     /// # Errors
     /// The driver refuses it.
-    pub fn launch(&self, stream: &Stream, overlap: Overlap) -> Result<(), CudaError> {
+    pub fn launch(&self, stream: &Stream) -> Result<(), CudaError> {
         if self.ctas == 0 {
             return Ok(());
         }
         let Loaded { gpu, function, symbol, launch, .. } = &*self.kernel.0;
         gpu.bind()?;
-        let overlaps = match overlap {
-            Overlap::None => false,
-            Overlap::Streams => !launch.tensor_maps.is_empty(),
-            Overlap::All => true,
-        };
-        let mut attributes = attributes(launch.cluster, overlaps);
+        let mut attributes = attributes(launch.cluster);
         let config = sys::CUlaunchConfig {
             gridDimX: self.ctas,
             gridDimY: 1,
@@ -304,13 +288,10 @@ impl Ready {
     }
 }
 
-fn attributes(cluster: u32, overlaps: bool) -> Vec<sys::CUlaunchAttribute> {
+fn attributes(cluster: u32) -> Vec<sys::CUlaunchAttribute> {
     let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
-    let mut attributes = vec![];
-    if overlaps {
-        let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-        attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, value));
-    }
+    let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+    let mut attributes = vec![attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, value)];
     if cluster > 1 {
         let extent = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
         let value = sys::CUlaunchAttributeValue { clusterDim: extent };

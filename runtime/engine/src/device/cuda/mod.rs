@@ -12,7 +12,7 @@ pub use device::CudaDevice;
 pub(crate) use device::overhead_bytes;
 pub use error::CudaError;
 pub use gpu::{DeviceMemory, Facts, Gpu, Pinned, probe};
-pub use kernel::{LoadedKernel, Overlap, Ready};
+pub use kernel::{LoadedKernel, Ready};
 pub use stream::{Event, Graph, Stream};
 pub use weights::DeviceWeights;
 pub(crate) use weights::weights_bytes;
