@@ -55,9 +55,10 @@ struct Compile {
     /// Element type of activations and weights; auto is bf16 for checkpoints in bf16 or f16, f32 for those in f32.
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
     dtype: DTypeArg,
-    /// Quantise the weights of all matrix products, the last one included, and the activations that they meet: int8 has a
-    /// scale for each output, int4 an f16 scale for 32 inputs of an output (4.5 bits a weight); activations are int8 with
-    /// a scale for each token.
+    /// Quantise the weights of all matrix products and the activations that they meet: int8 has a scale for each output,
+    /// int4 an f16 scale for 32 inputs of an output (4.5 bits a weight), both with int8 activations; fp8, for GPUs, has e4m3
+    /// weights with a scale for each output and e4m3 activations, and leaves the product that gives logits as it is.
+    /// Activations have a scale for each token.
     #[arg(long, value_enum, value_name = "SCHEME")]
     quantize: Option<QuantizeArg>,
     /// Longest sequence, prompt and answer together [default: the model's max_position_embeddings].
@@ -110,6 +111,7 @@ enum DTypeArg {
 enum QuantizeArg {
     Int8,
     Int4,
+    Fp8,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -133,6 +135,7 @@ impl Compile {
             quantize: self.quantize.map(|choice| match choice {
                 QuantizeArg::Int8 => QuantizeChoice::Int8,
                 QuantizeArg::Int4 => QuantizeChoice::Int4,
+                QuantizeArg::Fp8 => QuantizeChoice::Fp8,
             }),
             max_model_len: self.max_model_len,
             max_num_batched_tokens: self.max_num_batched_tokens,

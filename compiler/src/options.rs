@@ -77,6 +77,9 @@ pub enum QuantizeChoice {
     Int8,
     /// Weights to 4 bits with an f16 scale for 32 inputs of an output, activations to i8 with a scale for each token.
     Int4,
+    /// Weights to e4m3 with a scale for each output, activations to e4m3 with a scale for each token; not the product that
+    /// gives logits.
+    Fp8,
 }
 
 impl fmt::Display for QuantizeChoice {
@@ -84,6 +87,7 @@ impl fmt::Display for QuantizeChoice {
         f.write_str(match self {
             QuantizeChoice::Int8 => "int8",
             QuantizeChoice::Int4 => "int4",
+            QuantizeChoice::Fp8 => "fp8",
         })
     }
 }

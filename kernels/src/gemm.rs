@@ -1,7 +1,7 @@
 //! Matrix product with an epilogue.
 //!
-//! Quantised operands are multiplied as integers, exactly, and scaled after: over all of k with a scale for each row of both
-//! operands, or group by group in ascending k with scales for groups of the weight.
+//! Quantised operands are multiplied as they are, integers exactly, and scaled after: over all of k with a scale for each row
+//! of both operands, or group by group in ascending k with scales for groups of the weight.
 
 use rvllm_ir::{
     DType, Dim, Expr, Sym, TensorType,
@@ -25,7 +25,7 @@ pub struct Gemm {
     pub k: usize,
     /// Element type of a, weight and bias; of the bias alone where operands come with scales.
     pub dtype: DType,
-    /// Element type of the weight's values, and which scales they and a's i8 values come with.
+    /// Element type of the weight's values, and which scales they and a's values come with.
     pub quantized: Option<Quantized>,
     /// How a lies: strided where it is a view.
     pub a: MemLayout,
@@ -50,7 +50,7 @@ pub struct Gemm {
 /// How operands are quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantized {
-    /// Element type of the weight's values; a's are i8.
+    /// Element type of the weight's values; a's are i8 where these are integers, else the same.
     pub weight: DType,
     /// Columns of the weight that share a scale; all where absent.
     pub group: Option<usize>,
@@ -62,6 +62,11 @@ impl Quantized {
     /// What the graph calls it.
     pub fn kind(self) -> Scales {
         self.group.map_or(Scales::Rows, Scales::Groups)
+    }
+
+    /// Element type of a's values.
+    fn a(self) -> DType {
+        if self.weight.is_float() { self.weight } else { DType::I8 }
     }
 
     /// The value of a weight in groups that stands for zero.
@@ -108,7 +113,7 @@ impl Program {
 pub fn gemm(name: &str, s: &Gemm) -> Kernel {
     let mut k = KernelBuilder::new(name);
     let matrix = |cols: usize, dtype| TensorType::new([Dim::Sym(s.m), Dim::Const(cols)], dtype);
-    let (a_type, weight_type) = s.quantized.map_or((s.dtype, s.dtype), |q| (DType::I8, q.weight));
+    let (a_type, weight_type) = s.quantized.map_or((s.dtype, s.dtype), |q| (q.a(), q.weight));
     let a = k.tensor("a", matrix(s.k, a_type), s.a, Access::In);
     let weight = k.tensor("weight", gated(s, &[s.n, s.k], weight_type), s.weight, Access::Weight);
     let bias = s.epilogue.bias.then(|| k.weight("bias", gated(s, &[s.n], s.dtype)));
@@ -181,7 +186,9 @@ fn multiply_quantized(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: &Sca
     let sums = match (q.group, scales.sums) {
         (Some(group), Some(sums)) => grouped(k, s, p, &Groups { group, sums, scales: scales.weight, zero: q.zero() }),
         _ => {
-            let init: Vec<Val> = (0..p.halves.len().max(1)).map(|_| k.integer_zeros(&shape)).collect();
+            let zeros =
+                |k: &mut KernelBuilder| if q.a().is_float() { k.zeros(&shape) } else { k.integer_zeros(&shape) };
+            let init: Vec<Val> = (0..p.halves.len().max(1)).map(|_| zeros(k)).collect();
             let sums = sum_products(k, s, p, &init);
             sums.into_iter()
                 .enumerate()
@@ -194,11 +201,12 @@ fn multiply_quantized(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: &Sca
     sums.into_iter().map(|sum| k.map(Mul, &[sum, a])).collect()
 }
 
-/// An integer product times the scales of its columns.
+/// A product of values times the scales of its columns.
 fn scaled_columns(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: TensorRef, (half, sum): (usize, Val)) -> Val {
     let scale = k.load(scales, &p.half(half, &[p.col]), &[s.block_n]);
     let scale = k.broadcast(scale, 0, s.block_m, Layout::Acc);
-    let sum = k.cast(sum, DType::F32);
+    let floats = s.quantized.is_some_and(|q| q.a().is_float());
+    let sum = if floats { sum } else { k.cast(sum, DType::F32) };
     k.map(Mul, &[sum, scale])
 }
 

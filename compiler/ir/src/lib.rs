@@ -23,4 +23,5 @@ pub mod types;
 
 pub use diag::{Diagnostic, Loc};
 pub use expr::{Expr, Sym};
+pub use round::{e4m3_bits, e4m3_number};
 pub use types::{DType, Dim, TensorType};

@@ -92,6 +92,34 @@ impl DType {
     }
 }
 
+/// Bits of the nearest E4M3 element to `x`, ties to even; past the largest the largest.
+pub fn e4m3_bits(x: f32) -> u8 {
+    if x.is_nan() {
+        return 0x7f;
+    }
+    let rounded = DType::F8e4m3.saturate(x);
+    let (sign, x) = (u8::from(x.is_sign_negative()) << 7, f64::from(rounded.abs()));
+    // in steps of the smallest number, of which there are eight to the first normal one
+    let exponent = x.max(SMALLEST_NORMAL).log2().floor() as i32;
+    let steps = (x * f64::from(F8E4M3.mantissa - exponent).exp2()) as u8;
+    let normal = ((exponent - F8E4M3.min_exponent) as u8) << F8E4M3.mantissa;
+    sign | (normal + steps)
+}
+
+/// Smallest normal number of E4M3.
+const SMALLEST_NORMAL: f64 = 1.0 / 64.0;
+
+/// The number that these bits of an E4M3 element stand for.
+pub fn e4m3_number(bits: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+    let magnitude = match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2f32.powi(F8E4M3.min_exponent - F8E4M3.mantissa),
+        _ => (mantissa + 8.0) * 2f32.powi(exponent - 1 + F8E4M3.min_exponent - F8E4M3.mantissa),
+    };
+    if bits & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +148,19 @@ mod tests {
         assert_eq!(DType::F8e5m2.round(1e9), f32::INFINITY);
         assert!(DType::Bf16.round(f32::NAN).is_nan() && DType::F16.round(f32::NAN).is_nan());
         assert_eq!(DType::Bf16.round(f32::INFINITY), f32::INFINITY);
+    }
+
+    #[test]
+    fn every_e4m3_element_survives_and_others_round_as_numbers_do() {
+        for bits in (0..=255u8).filter(|bits| bits & 0x7f != 0x7f) {
+            assert_eq!(e4m3_bits(e4m3_number(bits)), bits);
+        }
+        for i in 0..40_000 {
+            let x = (i as f32 - 20_000.0) * 0.0237;
+            assert_eq!(e4m3_number(e4m3_bits(x)), DType::F8e4m3.saturate(x), "{x}");
+        }
+        assert!(e4m3_number(e4m3_bits(f32::NAN)).is_nan() && e4m3_number(0xff).is_nan());
+        assert_eq!([448.0, 2f32.powi(-9), 2f32.powi(-6), -1.0].map(e4m3_bits), [0x7e, 0x01, 0x08, 0xb8]);
     }
 
     #[test]

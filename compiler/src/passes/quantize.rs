@@ -13,7 +13,7 @@ use super::{Diagnostics, add, forget_name};
 use crate::options::QuantizeChoice;
 use petgraph::stable_graph::NodeIndex;
 use rvllm_ir::{
-    DType, Diagnostic, TensorType,
+    DType, Diagnostic, Dim, Sym, TensorType,
     graph::{Call, Dequantize, Graph, Op, Quantize, ResultInfo, Scales, ValueId, ValueType},
     recipe::{Part, Recipe},
 };
@@ -27,6 +27,8 @@ struct Scheme {
     weight: DType,
     /// Columns of a weight that share a scale.
     group: Option<usize>,
+    /// Whether the product that gives logits is quantised too.
+    logits: bool,
 }
 
 /// Columns that share a scale of 4 bits: those of ggml's Q4_0.
@@ -35,8 +37,10 @@ const GROUP: usize = 32;
 impl Scheme {
     fn of(choice: QuantizeChoice) -> Scheme {
         match choice {
-            QuantizeChoice::Int8 => Scheme { x: DType::I8, weight: DType::I8, group: None },
-            QuantizeChoice::Int4 => Scheme { x: DType::I8, weight: DType::U4, group: Some(GROUP) },
+            QuantizeChoice::Int8 => Scheme { x: DType::I8, weight: DType::I8, group: None, logits: true },
+            QuantizeChoice::Int4 => Scheme { x: DType::I8, weight: DType::U4, group: Some(GROUP), logits: true },
+            // three bits after the point are few where the order of logits is at stake: vLLM leaves them too
+            QuantizeChoice::Fp8 => Scheme { x: DType::F8e4m3, weight: DType::F8e4m3, group: None, logits: false },
         }
     }
 
@@ -55,7 +59,7 @@ impl Scheme {
 /// A product whose sums do not divide into groups, or whose weight is not made from the checkpoint.
 pub fn quantize(mut graph: Graph, choice: QuantizeChoice) -> Result<Graph, Diagnostics> {
     let scheme = Scheme::of(choice);
-    let products: Vec<NodeIndex> = graph.order().into_iter().filter(|n| is_product(&graph, *n)).collect();
+    let products: Vec<NodeIndex> = graph.order().into_iter().filter(|n| is_product(&graph, *n, scheme)).collect();
     let errors: Vec<Diagnostic> = products.iter().filter_map(|n| refused(&graph, *n, scheme, choice)).collect();
     if !errors.is_empty() {
         return Err(Diagnostics(errors));
@@ -74,8 +78,9 @@ pub fn quantize(mut graph: Graph, choice: QuantizeChoice) -> Result<Graph, Diagn
     Ok(graph)
 }
 
-fn is_product(graph: &Graph, n: NodeIndex) -> bool {
-    matches!(graph.node(n).op, Op::Call(Call::Gemm { scales: Scales::None, .. }))
+fn is_product(graph: &Graph, n: NodeIndex, scheme: Scheme) -> bool {
+    let logits = || graph.tensor(ValueId { node: n, result: 0 }).dims.first() == Some(&Dim::Sym(Sym::L));
+    matches!(graph.node(n).op, Op::Call(Call::Gemm { scales: Scales::None, .. })) && (scheme.logits || !logits())
 }
 
 /// Why a product cannot be quantised.
@@ -100,7 +105,7 @@ fn shared_table(graph: &mut Graph, n: NodeIndex, scheme: Scheme) {
         return;
     };
     let (table, ids) = (*table, *ids);
-    if !graph.users(table).iter().any(|(user, operand)| *operand == 1 && is_product(graph, *user)) {
+    if !graph.users(table).iter().any(|(user, operand)| *operand == 1 && is_product(graph, *user, scheme)) {
         return;
     }
     let [values, scales] = [Part::Values, Part::Scales].map(|part| weight(graph, table, scheme, part));

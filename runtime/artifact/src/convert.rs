@@ -113,6 +113,21 @@ fn bf16_bits(value: f32) -> u16 {
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
+/// Smallest normal number of E4M3.
+const E4M3_NORMAL: f32 = 1.0 / 64.0;
+/// A number whose neighbours are as far apart as E4M3's below its smallest normal one.
+const E4M3_STEPS: f32 = (1 << 14) as f32;
+
+/// Bits of the nearest E4M3 element, ties to even, of a finite value; past the largest the largest.
+pub(crate) fn e4m3_bits(value: f32) -> u8 {
+    let magnitude = value.abs().min(448.0);
+    let bits = magnitude.to_bits();
+    let normal = ((bits + 0x7ffff + (bits >> 20 & 1)) >> 20).wrapping_sub((127 - 7) << 3);
+    let below = (magnitude + E4M3_STEPS).to_bits() - E4M3_STEPS.to_bits();
+    let element = if magnitude < E4M3_NORMAL { below } else { normal };
+    element as u8 | (value.to_bits() >> 24) as u8 & 0x80
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +157,23 @@ mod tests {
         let finite = |b: &u16| b & 0x7c00 != 0x7c00;
         let halves: Vec<u8> = (0..=u16::MAX).filter(finite).flat_map(u16::to_le_bytes).collect();
         assert_eq!(casted(DType::F32, DType::F16, &casted(DType::F16, DType::F32, &halves)), halves);
+    }
+
+    #[test]
+    fn e4m3_is_rounded_to_nearest_even_and_saturates() {
+        // the numbers of all elements of one sign, ascending
+        let number = |bits: u8| match bits >> 3 {
+            0 => f32::from(bits) / 512.0,
+            exponent => f32::from(8 + (bits & 7)) * 2f32.powi(i32::from(exponent) - 10),
+        };
+        for bits in 0..0x7e {
+            let (low, high) = (number(bits), number(bits + 1));
+            let even = bits + (bits & 1);
+            assert_eq!([low, (low + high) / 2.0, high].map(e4m3_bits), [bits, even, bits + 1]);
+            let between = [0.49, 0.51].map(|at| e4m3_bits(-(low + (high - low) * at)));
+            assert_eq!(between, [bits | 0x80, (bits + 1) | 0x80]);
+        }
+        assert_eq!([460.0, 1e30, -1e30, 1e-30].map(e4m3_bits), [0x7e, 0x7e, 0xfe, 0]);
     }
 
     #[test]

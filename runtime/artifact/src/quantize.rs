@@ -3,7 +3,7 @@
 //! Invariants: a row's bytes depend on that row alone; numbers that are stored so already (ggml's Q4_0 and Q8_0) keep their
 //! value bit for bit, as the scale with the smallest error has none.
 
-use crate::{plan::DType, recipe::Part};
+use crate::{convert, plan::DType, recipe::Part};
 use half::f16;
 
 /// Which values, and which numbers share a scale.
@@ -17,6 +17,8 @@ pub(crate) struct Scheme {
 
 /// Largest value of an i8, of either sign.
 const I8: f32 = 127.0;
+/// Largest value of E4M3.
+const E4M3: f32 = 448.0;
 
 /// A row whose largest magnitude is below this is scaled as if it had it, so that no scale's inverse is infinite.
 const LEAST: f32 = 1e-30;
@@ -30,22 +32,27 @@ pub(crate) fn row(scheme: Scheme, part: Part, row: &[u8], out: &mut [u8]) -> Res
     match (scheme.group, scheme.to) {
         (Some(group), DType::U4) => groups::<8>(&numbers, group as usize, part, out),
         (Some(group), _) => groups::<128>(&numbers, group as usize, part, out),
-        (None, _) => {
-            whole(&numbers, part, out);
+        (None, to) => {
+            whole(&numbers, to, part, out);
             Ok(())
         }
     }
 }
 
 /// One scale: the largest magnitude becomes the largest value.
-fn whole(numbers: &[f32], part: Part, out: &mut [u8]) {
+fn whole(numbers: &[f32], to: DType, part: Part, out: &mut [u8]) {
+    let most = if to == DType::F8e4m3 { E4M3 } else { I8 };
     let largest = numbers.iter().fold(LEAST, |a, x| a.max(x.abs()));
     match part {
-        Part::Scales => out.copy_from_slice(&(largest / I8).to_le_bytes()),
+        Part::Scales => out.copy_from_slice(&(largest / most).to_le_bytes()),
         Part::Values => {
-            let inverse = I8 / largest;
-            let value = |x: &f32| (x * inverse).round_ties_even().clamp(-128.0, I8) as i8;
-            out.iter_mut().zip(numbers).for_each(|(out, x)| *out = value(x).cast_unsigned());
+            let inverse = most / largest;
+            let integer = |x: f32| (x.round_ties_even().clamp(-128.0, I8) as i8).cast_unsigned();
+            let pairs = out.iter_mut().zip(numbers);
+            match to {
+                DType::F8e4m3 => pairs.for_each(|(out, x)| *out = convert::e4m3_bits(x * inverse)),
+                _ => pairs.for_each(|(out, x)| *out = integer(x * inverse)),
+            }
         }
     }
 }

@@ -118,7 +118,7 @@ pub struct Gpu {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GemmRow {
-    /// Element type of the weight: `f32`, `bf16`, or that of quantised values, `i8` or `u4`.
+    /// Element type of the weight: `f32`, `bf16`, or that of quantised values, `i8`, `u4` or `f8e4m3`.
     pub dtype: String,
     /// Whether for gate·up products (two accumulators).
     #[serde(default)]
@@ -220,8 +220,12 @@ mod tests {
         for target in super::all() {
             let bounds = target.gemm.iter().flat_map(|r| [r.above_n, r.above_n + 1, r.up_to_n.unwrap_or(usize::MAX)]);
             for (n, k) in bounds.filter(|n| *n > 0).flat_map(|n| [(n, 7), (n, 64)]) {
-                // a GPU has no products of quantised values yet
-                let dtypes = if target.panel.is_some() { &["f32", "bf16", "i8", "u4"][..] } else { &["f32", "bf16"] };
+                let dtypes = match (target.panel, k) {
+                    (Some(_), _) => &["f32", "bf16", "i8", "u4"][..],
+                    (None, 64) => &["f32", "bf16", "f8e4m3"],
+                    // rows that are no whole units of 16 bytes
+                    _ => &["f32", "bf16"],
+                };
                 for (dtype, gated) in dtypes.iter().flat_map(|d| [(*d, false), (*d, true)]) {
                     let rows = target.gemm_rows(dtype, gated, n, k).into_iter();
                     let bounds: Vec<usize> = rows.map(|r| r.at_most.unwrap_or(usize::MAX)).collect();

@@ -5,7 +5,13 @@
 use anyhow::{Context, Result, ensure};
 use rvllm_artifact::plan::{DType, Kernel};
 use serde::{Deserialize, Serialize};
-use std::{fs, ops::Range, path::Path};
+use std::{
+    collections::HashMap,
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::Range,
+    path::Path,
+};
 
 /// What a bundle holds, and where.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -58,13 +64,23 @@ pub struct Bundle {
     pub index: Index,
     /// What it speaks of.
     pub bytes: Vec<u8>,
+    /// Where bytes pushed before begin, by their hash.
+    known: HashMap<u64, Vec<usize>>,
 }
 
 impl Bundle {
-    /// Appends bytes, aligned for any use; where they are.
+    /// Appends bytes, aligned for any use, unless they are there already; where they are.
     pub fn push(&mut self, bytes: &[u8]) -> Range<usize> {
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        let starts = self.known.entry(hasher.finish()).or_default();
+        let there = starts.iter().find(|start| self.bytes[**start..].starts_with(bytes));
+        if let Some(start) = there {
+            return *start..*start + bytes.len();
+        }
         self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
         let start = self.bytes.len();
+        starts.push(start);
         self.bytes.extend_from_slice(bytes);
         start..self.bytes.len()
     }
@@ -96,7 +112,7 @@ impl Bundle {
             let known = case.outputs.iter().all(|o| o.tensor < case.tensors.len());
             ensure!(fits && known, "case {} speaks of bytes that are not there", case.name);
         }
-        Ok(Bundle { index, bytes: bytes.to_vec() })
+        Ok(Bundle { index, bytes: bytes.to_vec(), ..Bundle::default() })
     }
 
     /// Some of its bytes as numbers.

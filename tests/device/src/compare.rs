@@ -11,10 +11,20 @@ pub fn numbers(bytes: &[u8], dtype: DType) -> Vec<f32> {
         DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
         DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
         DType::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b) as f32).collect(),
-        DType::F8e4m3 | DType::F8e5m2 | DType::I8 | DType::U4 | DType::U8 => {
-            bytes.iter().map(|b| f32::from(*b)).collect()
-        }
+        DType::F8e4m3 => bytes.iter().map(|b| e4m3(*b)).collect(),
+        DType::F8e5m2 | DType::I8 | DType::U4 | DType::U8 => bytes.iter().map(|b| f32::from(*b)).collect(),
     }
+}
+
+/// The number of an element of E4M3.
+fn e4m3(bits: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+    let magnitude = match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 512.0,
+        _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+    };
+    magnitude.copysign(if bits & 0x80 == 0 { 1.0 } else { -1.0 })
 }
 
 /// How much differs.
@@ -68,6 +78,7 @@ mod tests {
     fn elements_are_read_as_their_type() {
         assert_eq!(numbers(&[0x80, 0x3f, 0x00, 0xc0], DType::Bf16), [1.0, -2.0]);
         assert_eq!(numbers(&[0x00, 0x3c], DType::F16), [1.0]);
+        assert_eq!(numbers(&[0x7e, 0xb8, 0x01, 0x08], DType::F8e4m3), [448.0, -1.0, 1.0 / 512.0, 1.0 / 64.0]);
         assert_eq!(numbers(&[255, 255, 255, 255], DType::I32), [-1.0]);
     }
 }

@@ -84,9 +84,26 @@ pub const GROUPED: [Shape; 4] = [(96, 128, PLAIN), (70, 32, BIAS), (40, 96, GATE
 /// Columns that share a scale.
 pub const GROUP: usize = 32;
 
+/// Shapes of products of e4m3 values, whose rows and results' rows are whole units of 16 bytes: for every kind of schedule row.
+pub const E4M3: [Shape; 9] = [
+    (96, 128, PLAIN),
+    (72, 48, BIAS),
+    (64, 16, RESIDUAL),
+    (8, 80, ALL),
+    (64, 96, GATED),
+    (136, 400, GATED),
+    (256, 528, RESIDUAL),
+    (4232, 48, PLAIN),
+    (8456, 48, BIAS),
+];
+
 /// The kernels of every schedule row for weights of values of `dtype`, shape by shape.
 pub fn quantized(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
-    let (group, shapes) = if dtype == DType::I8 { (None, &SHAPES[..]) } else { (Some(GROUP), &GROUPED[..]) };
+    let (group, shapes) = match dtype {
+        DType::I8 => (None, &SHAPES[..]),
+        DType::F8e4m3 => (None, &E4M3[..]),
+        _ => (Some(GROUP), &GROUPED[..]),
+    };
     let variants = |(i, shape): (usize, &Shape)| {
         let named = |(j, row): (usize, &&GemmRow)| {
             let s = quantized_spec(target, dtype, group, *shape, row);
@@ -100,7 +117,10 @@ pub fn quantized(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
 fn quantized_spec(target: &Target, weight: DType, group: Option<usize>, shape: Shape, row: &GemmRow) -> Gemm {
     let (n, k, epilogue) = shape;
     let scales = target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: 1 });
-    let layout = target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: 32 / weight.bits() });
+    let (layout, row_len) = match target.panel {
+        Some(n) => (MemLayout::Panel { n, k: 32 / weight.bits() }, k + 3),
+        None => (panel(target, weight), k + 16),
+    };
     Gemm {
         m: Sym::T,
         n,
@@ -109,10 +129,10 @@ fn quantized_spec(target: &Target, weight: DType, group: Option<usize>, shape: S
         quantized: Some(Quantized { weight, group, scales }),
         a: match activations(target, DType::I8, k) {
             MemLayout::Panel { n, k } if weight == DType::I8 => MemLayout::Panel { n, k },
-            _ => MemLayout::Strided { row: Some(k + 3) },
+            _ => MemLayout::Strided { row: Some(row_len) },
         },
         weight: layout,
-        out: DType::F32,
+        out: if weight == DType::F8e4m3 && epilogue.residual { DType::Bf16 } else { DType::F32 },
         result: MemLayout::DENSE,
         epilogue,
         block_m: row.block_m,
@@ -128,21 +148,23 @@ pub fn quantized_launch(kernel: &Kernel, t: usize) -> Launch {
     let values = |name: &str, launch: &Launch, range: [f32; 2]| -> Vec<f32> {
         let i = launch.kernel.params.iter().position(|p| p.name == name);
         let x = i.map_or(&[][..], |i| launch.args[i].numbers());
-        x.iter().map(|x| ((x + 1.0) / 2.0 * (range[1] - range[0]) + range[0]).round()).collect()
+        let dtype = i.map_or(DType::F32, |i| launch.kernel.params[i].ty.dtype);
+        x.iter().map(|x| dtype.saturate((x + 1.0) / 2.0 * (range[1] - range[0]) + range[0])).collect()
     };
-    let weight = kernel.params[1].ty.dtype;
-    let least = if weight == DType::I8 { -weight.largest() } else { 0.0 };
-    let a = values("a", &launch, [-127.0, 127.0]);
+    let [of_a, weight] = [0, 1].map(|i| kernel.params[i].ty.dtype);
+    let least = if weight == of_a { -weight.largest() } else { 0.0 };
+    let a = values("a", &launch, [-of_a.largest(), of_a.largest()]);
     let weights = values("weight", &launch, [least, weight.largest()]);
     let launch = launch.set("a", a).set("weight", weights);
+    let divisor = if weight == DType::F8e4m3 { 1024.0 } else { 64.0 };
     let small = |name: &str, launch: &Launch| -> Vec<f32> {
         let i = launch.kernel.params.iter().position(|p| p.name == name);
-        i.map_or(&[][..], |i| launch.args[i].numbers()).iter().map(|x| DType::F16.round(x.abs() / 64.0)).collect()
+        i.map_or(&[][..], |i| launch.args[i].numbers()).iter().map(|x| DType::F16.round(x.abs() / divisor)).collect()
     };
     let (a_scale, weight_scale) = (small("a_scale", &launch), small("weight_scale", &launch));
     let launch = launch.set("a_scale", a_scale).set("weight_scale", weight_scale);
     match weight {
-        DType::I8 => launch,
+        DType::I8 | DType::F8e4m3 => launch,
         _ => {
             let sums = launch.args[0].numbers().chunks(GROUP).map(|values| values.iter().sum()).collect();
             launch.set("a_sums", sums)
@@ -170,21 +192,34 @@ pub fn cases(target: &Target) -> Vec<Case> {
             }
         }
     }
-    if target.panel.is_some() {
-        cases.extend(quantized_cases(target));
-    }
+    let quantized: &[(DType, f32)] = match target.panel {
+        Some(_) => &[(DType::I8, 1e-5), (DType::U4, 1e-5)],
+        // the tensor cores add up products of a line of k with 14 bits or so
+        None => &[(DType::F8e4m3, 8e-3)],
+    };
+    cases.extend(quantized.iter().flat_map(|(dtype, tolerance)| quantized_cases(target, *dtype, *tolerance)));
     cases
 }
 
+/// Numbers of tokens for products of values of `dtype` with so many columns: on a GPU more than a tile of 256.
+fn value_rows(dtype: DType, columns: usize) -> &'static [usize] {
+    match dtype {
+        DType::F8e4m3 if columns > 1000 => &[7],
+        DType::F8e4m3 => &[1, 33, 270],
+        _ => &ROWS,
+    }
+}
+
 /// Every variant of every product of values with every number of tokens.
-fn quantized_cases(target: &Target) -> Vec<Case> {
+fn quantized_cases(target: &Target, dtype: DType, tolerance: f32) -> Vec<Case> {
     let mut cases = vec![];
-    for kernels in [DType::I8, DType::U4].into_iter().flat_map(|dtype| quantized(target, dtype)) {
-        for t in ROWS {
-            let first = quantized_launch(&kernels[0], t);
+    for kernels in quantized(target, dtype) {
+        let columns = kernels[0].params.last().and_then(|c| c.ty.last()).unwrap_or(0);
+        for t in value_rows(dtype, columns) {
+            let first = quantized_launch(&kernels[0], *t);
             cases.extend(kernels.iter().map(|kernel| Case {
                 launch: first.with(kernel),
-                tolerance: 1e-5,
+                tolerance,
                 group: Some(format!("{} T={t}", kernels[0].name)),
             }));
         }

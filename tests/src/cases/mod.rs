@@ -38,11 +38,8 @@ pub fn all(target: &Target) -> Vec<Case> {
         attention::cases(target),
         rows::embed(target),
         rows::rms_norm(target),
-        if target.panel.is_some() {
-            [rows::embed_values(target), rows::quantize_rows(target)].concat()
-        } else {
-            vec![]
-        },
+        if target.panel.is_some() { rows::embed_values(target) } else { vec![] },
+        rows::quantize_rows(target),
         rows::logit_stats(),
         rows::rope_kv_write(target),
         math::cases(),
@@ -68,7 +65,7 @@ pub fn sum_tolerance(dtype: DType, k: usize) -> f32 {
 pub fn panel(target: &Target, dtype: DType) -> MemLayout {
     match (target.panel, &target.gpu) {
         (Some(n), _) => MemLayout::Panel { n, k: pair(dtype) },
-        (None, Some(_)) if dtype.bits() == 16 => MemLayout::Blocks { k: 64 },
+        (None, Some(_)) if dtype.bits() <= 16 => MemLayout::Blocks { k: 1024 / dtype.bits() },
         _ => MemLayout::DENSE,
     }
 }

@@ -52,9 +52,13 @@ pub fn embed_values(target: &Target) -> Vec<Case> {
 /// Rows as values: of a view, and of a norm.
 pub fn quantize_rows(target: &Target) -> Vec<Case> {
     let mut cases = vec![];
+    let (to, groups, next) = match target.panel {
+        Some(_) => (DType::I8, &[None, Some(32)][..], 1.0),
+        None => (DType::F8e4m3, &[None][..], 0.08),
+    };
     for (i, n) in [32usize, 96, 256].into_iter().enumerate() {
-        for (j, group) in [None, Some(32)].into_iter().enumerate() {
-            let how = Quantize { to: DType::I8, group };
+        for (j, group) in groups.iter().copied().enumerate() {
+            let how = Quantize { to, group };
             let chunk = target.row_chunk.min(n.next_power_of_two());
             let x = MemLayout::Strided { row: Some(n + 5) };
             let s = QuantizeRows {
@@ -90,7 +94,7 @@ pub fn quantize_rows(target: &Target) -> Vec<Case> {
                 launch = launch.set_i32("indices", &[4, 0, 4]);
             }
             // a value that lies between two may go either way where the norm is summed in another order
-            cases.push(Case::new(launch, 1.0));
+            cases.push(Case::new(launch, next));
         }
     }
     cases

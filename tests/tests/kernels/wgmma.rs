@@ -2,22 +2,24 @@
 //! the copy engine, fits a multiprocessor, and keeps everything in registers.
 
 use rvllm_ir::{DType, Sym, graph::Epilogue, tile::MemLayout};
-use rvllm_kernels::{Gemm, gemm};
+use rvllm_kernels::{Gemm, Quantized, gemm};
 use rvllm_mlir::{asm, assembler, compile};
 use rvllm_targets::{GemmRow, Target};
 
 /// Columns and k: whole tiles, and tails of both.
-const SHAPES: [(usize, usize); 4] = [(4096, 512), (16384, 512), (1000, 72), (32001, 136)];
+const SHAPES: [(usize, usize); 5] = [(4096, 512), (6144, 512), (16384, 512), (1000, 80), (32001, 144)];
 
 fn product(row: &GemmRow, (n, k): (usize, usize), residual: bool, out: DType) -> Gemm {
+    let weight = DType::parse(&row.dtype).unwrap();
+    let scaled = Quantized { weight, group: None, scales: MemLayout::DENSE };
     Gemm {
         m: Sym::T,
         n,
         k,
         dtype: DType::Bf16,
-        quantized: None,
+        quantized: (weight != DType::Bf16).then_some(scaled),
         a: MemLayout::DENSE,
-        weight: MemLayout::Blocks { k: 64 },
+        weight: MemLayout::Blocks { k: 1024 / weight.bits() },
         out,
         result: MemLayout::DENSE,
         epilogue: Epilogue { bias: residual, silu_mul: row.gated, residual },
@@ -31,7 +33,10 @@ fn product(row: &GemmRow, (n, k): (usize, usize), residual: bool, out: DType) ->
 fn products(target: &Target) -> Vec<Gemm> {
     let mut all = vec![];
     for (n, k) in SHAPES {
-        for row in [false, true].into_iter().flat_map(|gated| target.gemm_rows("bf16", gated, n, k)) {
+        let kinds = ["bf16", "f8e4m3"].into_iter().flat_map(|dtype| [(dtype, false), (dtype, true)]);
+        // rows of a result that are no whole units are written by narrow tiles, which e4m3's largest are not
+        let kinds = kinds.filter(|(dtype, _)| *dtype == "bf16" || n.is_multiple_of(8));
+        for row in kinds.flat_map(|(dtype, gated)| target.gemm_rows(dtype, gated, n, k)) {
             let whole = n.is_multiple_of(64);
             all.push(product(row, (n, k), whole, if whole { DType::Bf16 } else { DType::F32 }));
         }

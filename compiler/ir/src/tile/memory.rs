@@ -5,6 +5,7 @@
 
 use super::{BLOCK_GROUP, BLOCK_ROWS, MemLayout};
 use crate::{
+    e4m3_bits, e4m3_number,
     expr::Sym,
     types::{DType, TensorType},
 };
@@ -182,6 +183,7 @@ pub fn pack(t: &TensorData, dtype: DType, layout: MemLayout) -> Result<Vec<u8>, 
             x.iter().enumerate().for_each(|(i, x)| put(i, &bf16::from_f32(*x).to_le_bytes()));
         }
         (Elements::F32(x), DType::I8) => x.iter().enumerate().for_each(|(i, x)| put(i, &(*x as i8).to_le_bytes())),
+        (Elements::F32(x), DType::F8e4m3) => x.iter().enumerate().for_each(|(i, x)| put(i, &[e4m3_bits(*x)])),
         (Elements::F32(x), DType::U8) => x.iter().enumerate().for_each(|(i, x)| put(i, &[*x as u8])),
         (Elements::I32(x), DType::I32) => x.iter().enumerate().for_each(|(i, x)| put(i, &x.to_le_bytes())),
         (Elements::F32(_), wanted) => return Err(LayoutError::Elements { found: "f32", wanted }),
@@ -231,6 +233,7 @@ pub fn unpack(bytes: &[u8], dims: &[usize], dtype: DType, layout: MemLayout) -> 
         DType::Bf16 => numbers(|w| bf16::from_bits(w as u16).to_f32()),
         DType::I8 => numbers(|w| f32::from((w as u8).cast_signed())),
         DType::U8 => numbers(|w| f32::from(w as u8)),
+        DType::F8e4m3 => numbers(|w| e4m3_number(w as u8)),
         DType::I32 => Elements::I32((0..n).map(|i| word(i) as i32).collect()),
         wanted => return Err(LayoutError::Elements { found: "unsupported size", wanted }),
     };

@@ -9,8 +9,8 @@
 //!   inference: operands of an elementwise instruction agree in layout, `load`, `full` and `broadcast` make a tile in the
 //!   layout that is wanted, and [`Inst::Stage`] is the only way from `reg`/`acc` to `operand`.
 //! - Arithmetic is in f32 whatever the tile's dtype: loads of bf16 and of small integers widen exactly, [`Inst::Cast`] rounds
-//!   to nearest even, to i8 with saturation (NaN becomes the smallest). `reg` and `acc` tiles are f32 or i32, or
-//!   bf16/f16/i8 right before a store or a `stage`.
+//!   to nearest even, to i8 and f8e4m3 with saturation (NaN becomes the smallest i8). `reg` and `acc` tiles are f32 or i32, or
+//!   bf16/f16/i8/f8e4m3 right before a store or a `stage`.
 //! - Products of integers are exact: `mma` of i8 with i8, u8 or u4 adds up in i32, which a program must not overflow.
 //! - Bounds: elements past a *static* dimension load as zero and are not stored. In a dimension that the tile does not
 //!   divide, tile origins must be multiples of the tile's size; in one that it divides, tiles lie inside. Elements past
@@ -307,7 +307,7 @@ pub enum Inst {
         /// Where false.
         y: Val,
     },
-    /// Another element type: f32 to bf16/f16/i8 rounds to nearest even, back is exact, i32 to f32 rounds.
+    /// Another element type: f32 to bf16/f16/i8/f8e4m3 rounds to nearest even, back is exact, i32 to f32 rounds.
     Cast(Val),
     /// Reduction of `axis`, which disappears.
     Reduce(ReduceOp, Val, usize),

@@ -10,8 +10,8 @@ use rvllm_ir::{
     tile::MemLayout,
 };
 
-/// Columns of a block: 128 bytes of 16-bit elements.
-const BLOCK_COLUMNS: usize = 64;
+/// Bits of a block's row.
+const BLOCK_BITS: usize = 8 * 128;
 
 /// How a weight is used: decides its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +47,13 @@ impl Selection<'_> {
         }
     }
 
-    /// Panels for vector units, blocks for a GPU's matrix units, which take 16-bit elements.
+    /// Panels for vector units, blocks for a GPU's matrix units, which take elements of 16 bits, and of 8 in floating point.
     fn matrix_layout(&self, dtype: DType, k: usize) -> MemLayout {
         match (self.target.panel, &self.target.gpu) {
             (Some(n), _) => MemLayout::Panel { n, k },
-            (None, Some(_)) if dtype.bits() == 16 => MemLayout::Blocks { k: BLOCK_COLUMNS },
+            (None, Some(_)) if dtype.bits() == 16 || dtype == DType::F8e4m3 => {
+                MemLayout::Blocks { k: BLOCK_BITS / dtype.bits() }
+            }
             _ => MemLayout::DENSE,
         }
     }

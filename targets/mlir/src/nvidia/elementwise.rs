@@ -87,6 +87,10 @@ impl Lower<'_> {
                 self.each(ty, &[v], |l, x| l.w.convert("arith.sitofp", x[0], Ty::Scalar(Elem::F32)))
             }
             (DType::Bf16, DType::F32) => self.each(ty, &[v], |l, x| l.rounded(x[0], Elem::Bf16)),
+            (DType::F8e4m3, DType::F32) => self.each(ty, &[v], |l, x| {
+                let bits = l.e4m3(x);
+                l.e4m3_number(bits)
+            }),
             (DType::F16, DType::F32) => self.each(ty, &[v], |l, x| l.rounded(x[0], Elem::F16)),
             _ => Ok(Tile { dtype: ty.dtype, ..t }),
         }

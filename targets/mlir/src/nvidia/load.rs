@@ -163,12 +163,21 @@ impl Lower<'_> {
         self.under(some, |l| l.w.effect(&format!("nvvm.prefetch level = L2, {line} : !llvm.ptr<1>")));
     }
 
+    /// The number of an E4M3 element: by way of f16, which holds all of them.
+    pub(crate) fn e4m3_number(&mut self, v: Ssa) -> Ssa {
+        let bits = self.w.convert("arith.extui", v, Ty::Scalar(Elem::I16));
+        let halves = self.w.intrinsic("llvm.nvvm.e4m3x2.to.f16x2.rn", &[bits], Ty::Vector(2, Elem::F16));
+        let low = self.w.extract(halves, 0);
+        self.w.convert("arith.extf", low, Ty::Scalar(Elem::F32))
+    }
+
     fn widen(&mut self, raw: Ssa, n: usize, dtype: DType) -> Vec<Ssa> {
         let mut out = vec![];
         for i in 0..n {
             let v = if n == 1 { raw } else { self.w.extract(raw, i) };
             out.push(match dtype {
                 DType::Bf16 | DType::F16 => self.w.convert("arith.extf", v, Ty::Scalar(Elem::F32)),
+                DType::F8e4m3 => self.e4m3_number(v),
                 _ => v,
             });
         }

@@ -10,7 +10,7 @@ use crate::{
     Error,
     bounds::{Cond, Extent},
     index::Index,
-    text::{Ssa, Ty},
+    text::{Elem, Ssa, Ty},
 };
 use rvllm_ir::{tile::IndexOp, types::DType};
 
@@ -74,10 +74,25 @@ impl Lower<'_> {
         });
     }
 
+    /// f32 numbers as E4M3, two to an instruction, whose first operand is the higher.
+    pub(crate) fn e4m3(&mut self, items: &[Ssa]) -> Ssa {
+        let mut pairs = vec![];
+        for pair in items.chunks(2) {
+            let args = [pair[pair.len() - 1], pair[0]];
+            pairs.push(self.w.intrinsic("llvm.nvvm.ff.to.e4m3x2.rn", &args, Ty::Scalar(Elem::I16)));
+        }
+        match (items.len(), &pairs[..]) {
+            (1, [one]) => self.w.convert("arith.trunci", *one, Ty::Scalar(Elem::I8)),
+            (_, [two]) => *two,
+            _ => self.w.vector_of(&pairs),
+        }
+    }
+
     /// Scalars as they are stored: f32 rounds to nearest even.
     pub(crate) fn narrow(&mut self, items: &[Ssa], dtype: DType) -> Ssa {
         match (items, dtype) {
             ([v], DType::Bf16 | DType::F16) => self.w.convert("arith.truncf", *v, Ty::Scalar(elem(dtype))),
+            (_, DType::F8e4m3) => self.e4m3(items),
             ([v], _) => *v,
             (_, DType::Bf16 | DType::F16) => {
                 let wide = self.w.vector_of(items);

@@ -57,7 +57,7 @@ impl Machine<'_> {
         match self.get(v) {
             Value::I32(x) => Value::F32(x.iter().map(|x| *x as f32).collect()),
             Value::F32(x) => {
-                Value::F32(x.iter().map(|x| if to == DType::I8 { to.saturate(*x) } else { to.round(*x) }).collect())
+                Value::F32(x.iter().map(|x| if to.bits() == 8 { to.saturate(*x) } else { to.round(*x) }).collect())
             }
             Value::Index(i) => Value::Index(*i),
         }

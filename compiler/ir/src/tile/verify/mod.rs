@@ -4,11 +4,11 @@
 //! - the kernel, its parameters, grid dimensions and values have names that the text form can read, each unique
 //!   among its kind; the kernel's is a symbol of object code;
 //! - every value is defined once, before its uses, and used only in the block that defines it or within;
-//! - parameters are f32, f16, bf16, i8, u8, u4 or i32, rows of u4 whole bytes; a panel's two dimensions, a view's inner ones and those of blocks are static;
+//! - parameters are f32, f16, bf16, f8e4m3, i8, u8, u4 or i32, rows of u4 whole bytes; a panel's two dimensions, a view's inner ones and those of blocks are static;
 //! - origins have one index per tensor dimension; only `in` and `inout` are read, only `out` and `inout` stored to;
 //!   `read` is the only way to an i32 tensor's elements;
 //! - tiles have rank 0 to 3, no empty dimension and at most [`MAX_TILE`] elements; arithmetic is on f32 `reg` or `acc` tiles of one shape and one
-//!   layout (a cast gives the f16, bf16 and i8 ones that `store` and `stage` take); only `load`, `stage` and `reshape`
+//!   layout (a cast gives the f16, bf16, f8e4m3 and i8 ones that `store` and `stage` take); only `load`, `stage` and `reshape`
 //!   make operands and only `mma` reads them;
 //! - what a pipeline yields, carries and returns has one list of types.
 //!
@@ -90,8 +90,8 @@ impl Verifier<'_> {
 
     fn param(&mut self, p: &Param) {
         let name = &p.name;
-        if matches!(p.ty.dtype, DType::F8e4m3 | DType::F8e5m2) {
-            let known = "f32, f16, bf16, i8, u8, u4 or i32";
+        if p.ty.dtype == DType::F8e5m2 {
+            let known = "f32, f16, bf16, f8e4m3, i8, u8, u4 or i32";
             self.error(format!("`{name}` has element type {}, not {known}", p.ty.dtype), &None);
         }
         if p.ty.dtype == DType::U4 && !whole_bytes(p) {

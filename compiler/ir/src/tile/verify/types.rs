@@ -23,10 +23,8 @@ pub(super) fn legal(info: &ValInfo) -> Rule {
     let size = elements(t);
     ensure(size <= MAX_TILE, || format!("`{name}` has {size} elements, more than {MAX_TILE}"))?;
     let known = match t.layout {
-        Layout::Operand => !matches!(t.dtype, DType::I32 | DType::F8e4m3 | DType::F8e5m2),
-        Layout::Reg | Layout::Acc => {
-            matches!(t.dtype, DType::F32 | DType::F16 | DType::Bf16 | DType::I32 | DType::I8)
-        }
+        Layout::Operand => !matches!(t.dtype, DType::I32 | DType::F8e5m2),
+        Layout::Reg | Layout::Acc => !matches!(t.dtype, DType::F8e5m2 | DType::U4 | DType::U8),
     };
     ensure(known, || format!("`{name}` is {t}: no such element type in this layout"))
 }
@@ -240,8 +238,8 @@ impl<'k> Rules<'k> {
         let to = self.tile_result()?.dtype;
         let known = matches!(
             (t.dtype, to),
-            (DType::F32, DType::F16 | DType::Bf16 | DType::I8)
-                | (DType::F16 | DType::Bf16 | DType::I8 | DType::I32, DType::F32)
+            (DType::F32, DType::F16 | DType::Bf16 | DType::F8e4m3 | DType::I8)
+                | (DType::F16 | DType::Bf16 | DType::F8e4m3 | DType::I8 | DType::I32, DType::F32)
         );
         ensure(known, || format!("turns {} into {to}, which no rule gives", t.dtype))?;
         self.gives(t.layout, &t.shape, to)

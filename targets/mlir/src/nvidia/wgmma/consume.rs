@@ -10,10 +10,15 @@ use crate::text::{Elem, Ssa, Ty};
 
 /// Registers that the threads of a consumer warpgroup take: two of them and a producer share the 64 Ki of a multiprocessor.
 const REGISTERS: usize = 232;
-/// Columns of K that one instruction takes.
-const DEPTH: usize = 16;
-/// Bytes of those.
-const DEPTH_BYTES: usize = 2 * DEPTH;
+/// Bytes of the columns of K that one instruction takes.
+const DEPTH_BYTES: usize = 32;
+/// Accumulators of a thread that sums of lines may take at a time.
+const LINE_SUMS: usize = 64;
+
+/// Instructions of a line.
+fn slices() -> std::ops::Range<usize> {
+    0..LINE_BYTES / DEPTH_BYTES
+}
 
 impl Lower<'_> {
     pub(super) fn consume(&mut self) {
@@ -100,19 +105,52 @@ impl Lower<'_> {
         let share = self.w.times(group, m_share);
         let m = self.w.advance(m, share);
         let (m, n) = (self.w.descriptor(m), self.w.descriptor(n));
+        if self.form.promotes { self.sum_lines([m, n], sums) } else { self.sum_chains([m, n], sums) }
+    }
+
+    /// One chain of sums for each accumulator.
+    fn sum_chains(&mut self, operands: [Ssa; 2], sums: &[Ssa]) -> Vec<Ssa> {
         let mut sums = sums.to_vec();
         self.w.begin_products();
-        for (line, k) in (0..self.form.lines).flat_map(|l| (0..LINE_BYTES / DEPTH_BYTES).map(move |k| (l, k))) {
-            let [m_line, n_line] = self.line_bytes();
-            let n = self.w.behind(n, line * n_line + k * DEPTH_BYTES);
+        for (line, k) in (0..self.form.lines).flat_map(|l| slices().map(move |k| (l, k))) {
             for (block, sum) in sums.iter_mut().enumerate() {
-                let m = self.w.behind(m, line * m_line + block * M * LINE_BYTES + k * DEPTH_BYTES);
-                let elem = element(self.product.param(self.product.a).ty.dtype);
-                *sum = self.w.multiply(m, n, *sum, self.form.n(), elem);
+                *sum = self.multiply(operands, [line, block, k], *sum, false);
             }
         }
         self.w.await_products();
         sums
+    }
+
+    /// A chain of sums for each line of K, added to the accumulators once they are done.
+    fn sum_lines(&mut self, operands: [Ssa; 2], sums: &[Ssa]) -> Vec<Ssa> {
+        let mut sums = sums.to_vec();
+        let any = self.w.nullary("llvm.mlir.undef", sums[0].ty);
+        let all: Vec<(usize, usize)> =
+            (0..self.form.lines).flat_map(|line| (0..self.form.blocks()).map(move |block| (line, block))).collect();
+        for some in all.chunks((LINE_SUMS / self.form.sums()).max(1)) {
+            self.w.begin_products();
+            let chains: Vec<Ssa> = some
+                .iter()
+                .map(|(line, block)| {
+                    slices().fold(any, |sum, k| self.multiply(operands, [*line, *block, k], sum, k == 0))
+                })
+                .collect();
+            self.w.await_products();
+            for ((_, block), chain) in some.iter().zip(chains) {
+                sums[*block] = self.w.add_members(sums[*block], chain);
+            }
+        }
+        sums
+    }
+
+    /// One instruction: slice `k` of a line of K, for a block of rows of the instruction's M.
+    fn multiply(&mut self, [m, n]: [Ssa; 2], [line, block, k]: [usize; 3], sum: Ssa, fresh: bool) -> Ssa {
+        let [m_line, n_line] = self.line_bytes();
+        let m = self.w.behind(m, line * m_line + block * M * LINE_BYTES + k * DEPTH_BYTES);
+        let n = self.w.behind(n, line * n_line + k * DEPTH_BYTES);
+        let dtype = self.product.param(self.product.a).ty.dtype;
+        let shape = [self.form.n(), DEPTH_BYTES * 8 / dtype.bits()];
+        self.w.multiply([m, n], sum, fresh, shape, element(dtype))
     }
 
     /// Bytes from one line of K to the next, of the instruction's M operand and of its N operand.

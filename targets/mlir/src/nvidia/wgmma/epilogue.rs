@@ -189,7 +189,8 @@ impl Lower<'_> {
     fn fetch(&mut self, v: Val, pair: &Pair) -> Ssa {
         match self.product.definitions[&v] {
             Inst::Load { tensor, .. } => self.matrix(*tensor, pair),
-            Inst::Broadcast(of, _) => self.vector(*of, pair),
+            Inst::Broadcast(of, 0) => self.vector(*of, pair),
+            Inst::Broadcast(of, _) => self.column(*of, pair),
             other => unreachable!("invariant: `Product::of` checks the epilogue, which has {other:?}"),
         }
     }
@@ -234,6 +235,27 @@ impl Lower<'_> {
         let p = self.element(*tensor, at, first + shift);
         let ty = if self.form.wide { PAIR.with(elem) } else { Ty::Scalar(elem) };
         self.w.load(p, ty, width * bytes(elem))
+    }
+
+    /// Two elements of a vector over rows; in a wide form one, which is both's.
+    fn column(&mut self, of: Val, pair: &Pair) -> Ssa {
+        let Inst::Load { tensor, .. } = self.product.definitions[&of] else {
+            unreachable!("invariant: `Product::of` takes broadcasts of loads alone")
+        };
+        if self.form.wide {
+            return self.row_element(*tensor, pair.row);
+        }
+        let next = self.w.plus(pair.row, 1);
+        let both = [pair.row, next].map(|row| self.row_element(*tensor, row));
+        self.w.vector_of(&both)
+    }
+
+    fn row_element(&mut self, tensor: usize, row: Ssa) -> Ssa {
+        let elem = memory_type(self.product.param(tensor).ty.dtype);
+        let row = self.last_row(row);
+        let at = self.w.wide(row);
+        let p = self.element(tensor, at, 0);
+        self.w.load(p, Ty::Scalar(elem), bytes(elem))
     }
 
     fn index_constant(&self, v: Val) -> usize {

@@ -1,10 +1,10 @@
 //! How a product is spread over a multiprocessor: which operand is the instruction's M, how many warpgroups multiply, what
 //! lies where in shared memory. A function of the kernel's numbers alone.
 //!
-//! Whatever the form, an element of the result is one accumulator's sum over K in ascending steps of 16: forms give the
-//! same bits.
+//! Whatever the form, an element of the result is summed over K in one order: forms give the same bits.
 
-use super::product::{LINE, Product, UNIT};
+use super::product::{Product, UNIT};
+use rvllm_ir::types::DType;
 
 /// Bytes of a line of shared memory.
 pub(super) const LINE_BYTES: usize = 128;
@@ -20,6 +20,8 @@ const WIDE: usize = 128;
 const WIDE_WARPGROUPS: usize = 2;
 /// Accumulator registers of a thread, at most.
 const MAX_SUMS: usize = 128;
+/// The same, where sums of a line have accumulators of their own.
+const MAX_ALL_SUMS: usize = 192;
 /// Threads of a warpgroup.
 pub(super) const WARPGROUP: usize = 128;
 /// Bytes that rows of a narrow form's result are apart beyond their length: neighbouring rows fall into other banks.
@@ -34,6 +36,9 @@ pub(super) const RASTER: usize = 16;
 pub(super) struct Form {
     /// Rows of the result are the instruction's M (tiles of many rows); otherwise weights are (few rows).
     pub(super) wide: bool,
+    /// The sums of each line of K are added to the accumulators as f32. Why: of products of 8-bit numbers the tensor cores add
+    /// up few bits.
+    pub(super) promotes: bool,
     /// Warpgroups that multiply.
     pub(super) warpgroups: usize,
     /// Rows of weights of a tile, over all matrices.
@@ -64,7 +69,9 @@ impl Form {
         let wide = p.m >= WIDE && p.alignment(p.c) == UNIT;
         let (sums, fits) =
             if wide { (wide_sums(p.m, weights), is_wide(p, weights)) } else { (p.m / 2, is_narrow(p, weights)) };
-        if !fits || sums > MAX_SUMS {
+        let promotes = p.param(p.a).ty.dtype == DType::F8e4m3;
+        let line_sums = if wide { weights / 2 } else { p.m / 2 };
+        if !fits || sums > MAX_SUMS || (promotes && sums + line_sums > MAX_ALL_SUMS) {
             return None;
         }
         let warpgroups = if wide { WIDE_WARPGROUPS } else { weights.div_ceil(M) };
@@ -85,6 +92,7 @@ impl Form {
         let barriers_at = (out_at + out).next_multiple_of(16);
         (stages > 0).then_some(Form {
             wide,
+            promotes,
             warpgroups,
             weights,
             rows: p.m,
@@ -133,11 +141,6 @@ impl Form {
     /// Bytes from a row of a narrow form's result in shared memory to the next.
     pub(super) fn out_pitch(&self) -> usize {
         self.features * self.out_bytes + PAD
-    }
-
-    /// Columns of K of a stage.
-    pub(super) fn columns(&self) -> usize {
-        self.lines * LINE
     }
 
     /// Columns of a box of the result.

@@ -7,8 +7,8 @@
 //! predecessors' results are waited for.
 //!
 //! Invariants:
-//! - an element of the result is one chain of sums over ascending K in steps of 16, whatever the form, so that the same row
-//!   gives the same bits in every bucket;
+//! - an element of the result is one chain of sums over ascending K in steps of 16, or of 8-bit elements of 32 for every line of
+//!   K and a sum of these, whatever the form, so that the same row gives the same bits in every bucket;
 //! - what a row past the actual ones holds reaches no other row, and no address depends on it;
 //! - every copy into shared memory is waited for before the CTA leaves.
 
@@ -31,7 +31,7 @@ use crate::{
 };
 use form::Form;
 use ops::I32;
-use product::{LINE, Product};
+use product::Product;
 use rvllm_ir::{
     expr::{Expr, Sym},
     tile::{Inst, Kernel, Val},
@@ -159,7 +159,7 @@ impl Lower<'_> {
 
     fn launch(&self) -> GpuLaunch {
         let (p, f) = (&self.product, &self.form);
-        let mut maps = vec![tensor_map(p, p.a, [LINE, f.rows])];
+        let mut maps = vec![tensor_map(p, p.a, [p.line, f.rows])];
         if f.wide {
             maps.push(tensor_map(p, p.c, [f.box_columns(), form::M]));
         }
@@ -217,5 +217,9 @@ fn tensor_map(p: &Product<'_>, tensor: usize, [columns, rows]: [usize; 2]) -> Te
 
 /// The instruction's name of an operand's elements.
 fn element(dtype: DType) -> &'static str {
-    if dtype == DType::F16 { "f16" } else { "bf16" }
+    match dtype {
+        DType::F16 => "f16",
+        DType::F8e4m3 => "e4m3",
+        _ => "bf16",
+    }
 }

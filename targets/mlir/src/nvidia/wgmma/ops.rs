@@ -178,17 +178,31 @@ impl Writer {
         self.plus(descriptor, bytes >> 4)
     }
 
-    /// `sums + a bᵀ` for 64 rows of a, n of b and 16 columns of both; not done before [`Writer::await_products`].
-    pub(super) fn multiply(&mut self, a: Ssa, b: Ssa, sums: Ssa, n: usize, elem: &str) -> Ssa {
+    /// `sums + a bᵀ`, or the product alone where `fresh` and `sums` is any value, for 64 rows of a, n of b and k columns of
+    /// both, which are 32 bytes; not done before [`Writer::await_products`].
+    pub(super) fn multiply(&mut self, [a, b]: [Ssa; 2], sums: Ssa, fresh: bool, [n, k]: [usize; 2], elem: &str) -> Ssa {
         let ty = sums.ty;
+        let out = if fresh { "zero" } else { "one" };
         self.op(
             ty,
             format_args!(
-                "nvvm.wgmma.mma_async {a}, {b}, {sums}, #nvvm.shape<m = 64, n = {n}, k = 16>, \
-                 D[<f32>, #nvvm.wgmma_scale_out<one>], A[<{elem}>, #nvvm.wgmma_scale_in<one>, <row>], \
+                "nvvm.wgmma.mma_async {a}, {b}, {sums}, #nvvm.shape<m = 64, n = {n}, k = {k}>, \
+                 D[<f32>, #nvvm.wgmma_scale_out<{out}>], A[<{elem}>, #nvvm.wgmma_scale_in<one>, <row>], \
                  B[<{elem}>, #nvvm.wgmma_scale_in<one>, <col>] : {ty} -> {ty}"
             ),
         )
+    }
+
+    /// The sums of the members of two structures.
+    pub(super) fn add_members(&mut self, a: Ssa, b: Ssa) -> Ssa {
+        let Ty::Struct(n, _) = a.ty else { return self.binary("arith.addf", a, b) };
+        let mut sums = a;
+        for i in 0..n {
+            let both = [self.member(a, i), self.member(b, i)];
+            let sum = self.binary("arith.addf", both[0], both[1]);
+            sums = self.op(a.ty, format_args!("llvm.insertvalue {sum}, {sums}[{i}] : {}", a.ty));
+        }
+        sums
     }
 
     pub(super) fn begin_products(&mut self) {

@@ -4,7 +4,6 @@ use super::{
     Lower,
     form::{BLOCK_BYTES, LINE_BYTES, M},
     ops::{EVICT_FIRST, EVICT_LAST, I32},
-    product::LINE,
     raster::Tiles,
 };
 use crate::text::{Ssa, Ty};
@@ -175,16 +174,16 @@ impl Lower<'_> {
     fn stored_blocks(&self) -> [usize; 2] {
         let param = self.product.param(self.product.b);
         let dims: Vec<usize> = param.ty.dims.iter().filter_map(|d| d.constant()).collect();
-        let across = dims.last().map_or(1, |k| k.div_ceil(LINE));
-        [param.layout.len(&dims) / (across * LINE * M), across]
+        let across = dims.last().map_or(1, |k| k.div_ceil(self.product.line));
+        [param.layout.len(&dims) / (across * self.product.line * M), across]
     }
 
     fn load_rows(&mut self, [row, _]: Origin, stage: Ssa, step: Ssa) {
         let (full, to) = (self.full(stage), self.rows_at(stage));
-        let column = self.w.times(step, self.form.columns());
+        let column = self.w.times(step, self.form.lines * self.product.line);
         let policy = (!self.form.wide).then_some(EVICT_LAST);
         for l in 0..self.form.lines {
-            let column = self.w.plus(column, l * LINE);
+            let column = self.w.plus(column, l * self.product.line);
             let to = self.w.offset(to, (l * self.form.rows * LINE_BYTES) as i64);
             debug_assert_eq!(to.ty, Ty::Shared);
             self.w.copy_box(to, self.a_map, full, [column, row], policy);

@@ -1,14 +1,12 @@
 //! Finds the one shape of kernel that this lowering is for: a pipeline that sums products of two tensors' tiles, index
 //! arithmetic before it, elementwise work and one store after it. Nothing is known of the kernel's name or purpose.
 
+use super::form::LINE_BYTES;
 use rvllm_ir::{
     tile::{Access, Block, IndexOp, Inst, Kernel, Layout, MemLayout, Param, Stmt, Val},
     types::{DType, Dim},
 };
 use std::collections::HashMap;
-
-/// Columns of a block of weights: 128 bytes of 16-bit elements, one line of shared memory.
-pub(super) const LINE: usize = 64;
 
 /// Bytes that the copy engine takes together.
 pub(super) const UNIT: usize = 16;
@@ -28,6 +26,8 @@ pub(super) struct Product<'k> {
     /// Rows and columns of the result's tile.
     pub(super) m: usize,
     pub(super) n: usize,
+    /// Columns of K of a line of shared memory, which is a row of a block of weights.
+    pub(super) line: usize,
     /// Columns of K that an iteration takes, and how many are summed in all, both in lines.
     pub(super) lines: usize,
     pub(super) depth: usize,
@@ -58,7 +58,8 @@ impl<'k> Product<'k> {
         let loads = find.loads(body)?;
         let (c, result) = find.epilogue(after, &loads)?;
         let ([m, k], n) = (loads.a_shape, loads.n);
-        let depth = (steps * k).min(find.columns(loads.a)?).div_ceil(LINE);
+        let line = LINE_BYTES * 8 / kernel.params[loads.a].ty.dtype.bits();
+        let depth = (steps * k).min(find.columns(loads.a)?).div_ceil(line);
         let product = Product {
             kernel,
             a: loads.a,
@@ -67,7 +68,8 @@ impl<'k> Product<'k> {
             col: loads.col,
             m,
             n,
-            lines: k / LINE,
+            line,
+            lines: k / line,
             depth,
             stages: *stages,
             sums: pipeline.results.clone(),
@@ -75,7 +77,7 @@ impl<'k> Product<'k> {
             result,
             definitions,
         };
-        (k % LINE == 0 && depth > 0 && product.fits_layouts()).then_some(product)
+        (k % line == 0 && depth > 0 && product.fits_layouts()).then_some(product)
     }
 
     /// Matrices of b.
@@ -110,12 +112,9 @@ impl<'k> Product<'k> {
     /// Whether the layouts are those that the copy engine and the tensor cores read.
     fn fits_layouts(&self) -> bool {
         let (a, b, c) = (self.param(self.a), self.param(self.b), self.param(self.c));
-        let blocks = matches!(b.layout, MemLayout::Blocks { k: LINE }) && b.access == Access::Weight;
-        let halves = matches!(a.ty.dtype, DType::Bf16 | DType::F16) && a.ty.dtype == b.ty.dtype;
-        blocks
-            && halves
-            && self.alignment(self.a) == UNIT
-            && matches!(c.ty.dtype, DType::Bf16 | DType::F16 | DType::F32)
+        let blocks = matches!(b.layout, MemLayout::Blocks { k } if k == self.line) && b.access == Access::Weight;
+        let known = matches!(a.ty.dtype, DType::Bf16 | DType::F16 | DType::F8e4m3) && a.ty.dtype == b.ty.dtype;
+        blocks && known && self.alignment(self.a) == UNIT && matches!(c.ty.dtype, DType::Bf16 | DType::F16 | DType::F32)
     }
 }
 
@@ -237,12 +236,16 @@ impl Finder<'_, '_> {
         match &s.inst {
             Inst::Const(_) | Inst::Index(..) | Inst::Full(_) => true,
             Inst::Map(..) | Inst::Select { .. } | Inst::Cast(_) => self.kernel.tile(result).shape == shape,
-            Inst::Broadcast(v, 0) => matches!(self.definitions.get(v), Some(Inst::Load { .. })),
+            Inst::Broadcast(v, axis) => {
+                let along = if *axis == 0 { loads.col } else { loads.row };
+                matches!(self.definitions.get(v), Some(Inst::Load { at, .. }) if at.last() == Some(&along))
+            }
             Inst::Load { tensor, at } => {
                 let (ty, strided) = (self.kernel.tile(result), self.kernel.params[*tensor].layout == MemLayout::DENSE);
                 let vector = ty.shape == [loads.n] && at.last() == Some(&loads.col) && self.fixed(&at[..at.len() - 1]);
+                let column = ty.shape == [loads.a_shape[0]] && at[..] == [loads.row];
                 let tile = ty.layout == Layout::Acc && ty.shape == shape && at[..] == [loads.row, loads.col];
-                strided && (vector || tile)
+                strided && (vector || column || tile)
             }
             _ => false,
         }

@@ -178,8 +178,12 @@ impl Lower<'_> {
         (0..self.boxes_ahead()).map(|number| self.box_pairs(tile, number)).collect()
     }
 
-    /// Boxes for which the epilogue's loads run ahead: all, where they fit.
+    /// Boxes for which the epilogue's loads run ahead of the product: all, where they fit.
     fn boxes_ahead(&self) -> usize {
+        if self.form.promotes {
+            // sums of lines have those registers
+            return 0;
+        }
         let each = BOX_REGISTERS * self.leaves().len().max(1);
         (AHEAD_REGISTERS / each).clamp(1, self.boxes())
     }
@@ -216,7 +220,7 @@ impl Lower<'_> {
     pub(super) fn store_wide(&mut self, tile: &Tile, sums: &[Ssa], mut ahead: Vec<Vec<Pair>>) {
         for number in 0..self.boxes() {
             let to = self.box_at(tile, number);
-            if ahead.len() < self.boxes() {
+            while ahead.len() < self.boxes().min(number + 1 + self.boxes_ahead().max(1)) {
                 let pairs = self.box_pairs(tile, ahead.len());
                 ahead.push(pairs);
             }
