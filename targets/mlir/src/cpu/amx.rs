@@ -111,6 +111,22 @@ impl Lower<'_> {
         Ok(())
     }
 
+    /// Whether a loop is better run once for each of its accumulators: all are only added to, and fit the registers one by
+    /// one but not together.
+    pub(crate) fn worked_apart(&self, body: &Block, peel: bool) -> bool {
+        let count = body.yields.len();
+        let needs = |j: usize| {
+            let ty = self.tile_type(body.params[j + 1]).filter(|_| self.fits_amx(body, j, peel))?;
+            let [m, n] = [ty.shape[0], ty.shape[1]];
+            Some([tile_count(m, n), m.div_ceil(SIDE) + 1])
+        };
+        let Some(needs) = (0..count).map(needs).collect::<Option<Vec<_>>>() else { return false };
+        let sums: usize = needs.iter().map(|[sums, _]| sums).sum();
+        let most = needs.iter().map(|[_, operands]| *operands).max().unwrap_or(0);
+        let alone = needs.iter().all(|[sums, operands]| sums + operands <= REGISTERS);
+        self.target.amx_bf16 && count > 1 && alone && sums + most > REGISTERS
+    }
+
     /// Whether carried value `j` is only the accumulator of one product whose operands are tiles in memory.
     pub(super) fn fits_amx(&self, body: &Block, j: usize, peel: bool) -> bool {
         let acc = body.params[j + 1];

@@ -68,6 +68,8 @@ struct Lower<'a> {
     symbols: HashMap<Sym, Ssa>,
     /// This program's index along each grid dimension.
     program: Vec<Index>,
+    /// The same of the program that runs after this one.
+    next_program: Vec<Index>,
     values: HashMap<Val, Value>,
     /// The statement being lowered.
     loc: Option<Loc>,
@@ -82,6 +84,7 @@ pub(crate) fn lower(kernel: &Kernel, target: &Target) -> Result<String, Error> {
         pointers: vec![],
         symbols: HashMap::new(),
         program: vec![],
+        next_program: vec![],
         values: HashMap::new(),
         loc: None,
     };
@@ -150,6 +153,8 @@ impl Lower<'_> {
         let one = self.w.int(1);
         let open = self.w.begin_loop([begin, end, one], &[]);
         self.program = self.decode(Index::value(open.i), &extents);
+        let next = self.w.add_const(Index::value(open.i), 1);
+        self.next_program = self.decode(next, &extents);
         self.block(&self.kernel.body)?;
         self.w.end_loop(open, &[]);
         Ok(())

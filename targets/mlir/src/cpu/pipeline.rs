@@ -18,8 +18,13 @@ impl Lower<'_> {
         init: &[Val],
         body: &Block,
     ) -> Result<Vec<Value>, Error> {
+        let bounds = [lo, hi];
         let (lo, hi) = (self.index(lo)?, self.index(hi)?);
         let peel = self.peels(lo, hi, body);
+        if self.worked_apart(body, peel) {
+            let part = |(j, v): (usize, &Val)| self.pipeline(bounds, stages, &[*v], &part_of(body, j));
+            return Ok(init.iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()?.concat());
+        }
         let mut carried = vec![];
         for (j, v) in init.iter().enumerate() {
             carried.push(if self.is_large(*v) { self.stored(body, j, *v, peel)? } else { self.carriable(*v)? });
@@ -151,6 +156,7 @@ impl Lower<'_> {
             return;
         }
         let next = self.w.add_const(i, distance);
+        let wraps = self.next_program_wraps(body, at);
         // an index past the end would read past a table
         let next = if at.iter().any(|v| self.reads(*v, body)) {
             let last = self.w.index(IndexOp::Sub, hi, Index::constant(1));
@@ -162,11 +168,49 @@ impl Lower<'_> {
         let at: Option<Vec<Index>> = at.iter().map(|v| self.later(*v, body, &mut later)).collect();
         let Some(at) = at else { return };
         let shape = ty.shape.clone();
-        if let Ok(address) = self.place(*tensor, &at, &shape)
-            && let Some(Value::Operand(view)) = self.values.get_mut(&s.results[0])
-        {
-            view.ahead = Some(address.base);
+        let Ok(address) = self.place(*tensor, &at, &shape) else { return };
+        let ahead = match wraps.and_then(|at| self.place(*tensor, &at, &shape).ok()) {
+            None => address.base,
+            Some(first) => {
+                let (next, hi) = (self.w.ssa(next), self.w.ssa(hi));
+                let inside = self.w.compare("slt", next, hi);
+                self.w.select(inside, address.base, first.base)
+            }
+        };
+        if let Some(Value::Operand(view)) = self.values.get_mut(&s.results[0]) {
+            view.ahead = Some(ahead);
         }
+    }
+
+    /// Where the next program's first iteration loads, for loops whose accumulators are in memory: they read so much in
+    /// an iteration that the first of a program is worth asking for. The others run on from one program's end.
+    fn next_program_wraps(&mut self, body: &Block, at: &[Val]) -> Option<Vec<Index>> {
+        let stored = body.params.iter().any(|v| matches!(self.values.get(v), Some(Value::Stored(_))));
+        if !stored {
+            return None;
+        }
+        let mut known = HashMap::from([(body.params[0], Index::constant(0))]);
+        at.iter().map(|v| self.of_next_program(*v, body, &mut known)).collect()
+    }
+
+    /// An index value as the next program has it; `None` where more than arithmetic on its place in the grid is needed.
+    fn of_next_program(&mut self, v: Val, body: &Block, known: &mut HashMap<Val, Index>) -> Option<Index> {
+        if let Some(i) = known.get(&v) {
+            return Some(*i);
+        }
+        let kernel = self.kernel;
+        let value = match self.definition(v, body).or_else(|| self.definition(v, &kernel.body))? {
+            Inst::ProgramId(d) => self.next_program[*d],
+            Inst::Const(c) => Index::constant(*c),
+            Inst::Index(op, a, b) => {
+                let (op, a, b) = (*op, *a, *b);
+                let (a, b) = (self.of_next_program(a, body, known)?, self.of_next_program(b, body, known)?);
+                self.w.index(op, a, b)
+            }
+            _ => return None,
+        };
+        known.insert(v, value);
+        Some(value)
     }
 
     fn definition<'b>(&self, v: Val, body: &'b Block) -> Option<&'b Inst> {
@@ -214,6 +258,20 @@ impl Lower<'_> {
         later.insert(v, value);
         Some(value)
     }
+}
+
+/// The part of a loop's body that carried value `j` needs, where it needs no other.
+fn part_of(body: &Block, j: usize) -> Block {
+    let mut needed = HashSet::from([body.yields[j]]);
+    let mut stmts = vec![];
+    for s in body.stmts.iter().rev() {
+        if s.results.iter().any(|v| needed.contains(v)) {
+            needed.extend(s.inst.operands());
+            stmts.push(s.clone());
+        }
+    }
+    stmts.reverse();
+    Block { params: vec![body.params[0], body.params[j + 1]], stmts, yields: vec![body.yields[j]] }
 }
 
 /// The carried values over other SSA values.
