@@ -1,12 +1,13 @@
-//! Whole steps of real models' shapes in bf16 with random weights: prefill of 512 tokens, decode at batch 1, 8 and 32, each
-//! beside its floor on this machine. `cargo bench -p rvllm-benches --bench step [-- SHAPE…]`.
+//! Whole steps of real models' shapes in bf16 with random weights: prefill of 512 tokens, decode at batch 1, 8, 16 and 32, each
+//! beside its floor on this machine. `cargo bench -p rvllm-benches --bench step [-- SHAPE…]`. With the path of llama.cpp's `llama-bench`
+//! in `RVLLM_LLAMA_BENCH`, each figure of a Llama is also divided by the peer's, the two measured in turn, run by run.
 //!
 //! Floors: a step reads every weight once at the read bandwidth measured in the same run, and does two operations per weight
 //! and token at the measured rate of bf16 dot products (where the CPU has them); the longer of the two.
 
 use anyhow::{Context, Result};
 use rvllm_artifact::Artifact;
-use rvllm_benches::{ceiling, median};
+use rvllm_benches::{ceiling, llama::Llama, median};
 use rvllm_compiler::{Options, options::DTypeChoice, progress::Silent};
 use rvllm_engine::{Engine, EngineOptions, SamplingParams};
 use std::{
@@ -21,9 +22,11 @@ const PREFILL: usize = 512;
 const PROMPT: usize = 128;
 const STEPS: u32 = 8;
 const RUNS: usize = 5;
+const BATCHES: [u64; 4] = [1, 8, 16, 32];
 
 struct Shape {
     engine: Engine,
+    peer: Option<Llama>,
     vocab: u32,
     /// Bytes that a decode step reads.
     weight_bytes: f64,
@@ -57,7 +60,13 @@ fn load(shape: &str, threads: usize) -> Result<Shape> {
         EngineOptions { threads: Some(threads), enable_prefix_caching: Some(false), ..EngineOptions::default() };
     let engine = Engine::load(&artifact, options)?;
     let embedding = f64::from(vocab) * f64::from(hidden);
-    Ok(Shape { engine, vocab, weight_bytes: 2.0 * parameters, weights_per_token: parameters - embedding })
+    Ok(Shape {
+        engine,
+        peer: peer(shape, threads)?,
+        vocab,
+        weight_bytes: 2.0 * parameters,
+        weights_per_token: parameters - embedding,
+    })
 }
 
 impl Shape {
@@ -82,35 +91,55 @@ impl Shape {
 
     /// Tokens per second of one prompt.
     fn prefill(&mut self) -> Result<f64> {
-        let run = |s: &mut Shape| -> Result<f64> {
-            s.request(0, PREFILL, 1)?;
-            let start = Instant::now();
-            s.finish()?;
-            Ok(PREFILL as f64 / start.elapsed().as_secs_f64())
-        };
-        Ok(median((0..RUNS).map(|_| run(self)).collect::<Result<_>>()?))
+        self.request(0, PREFILL, 1)?;
+        let start = Instant::now();
+        self.finish()?;
+        Ok(PREFILL as f64 / start.elapsed().as_secs_f64())
     }
 
     /// Tokens per second of `batch` sequences that all decode.
     fn decode(&mut self, batch: u64) -> Result<f64> {
-        let run = |s: &mut Shape| -> Result<f64> {
-            for id in 0..batch {
-                s.request(id, PROMPT, STEPS + 4)?;
-            }
-            let mut decoding = HashSet::new();
-            while decoding.len() < batch as usize {
-                decoding.extend(s.engine.step()?.iter().filter(|o| !o.sequences.is_empty()).map(|o| o.request_id));
-            }
-            let start = Instant::now();
-            for _ in 0..STEPS {
-                s.engine.step()?;
-            }
-            let rate = batch as f64 * f64::from(STEPS) / start.elapsed().as_secs_f64();
-            s.finish()?;
-            Ok(rate)
-        };
-        Ok(median((0..RUNS).map(|_| run(self)).collect::<Result<_>>()?))
+        for id in 0..batch {
+            self.request(id, PROMPT, STEPS + 4)?;
+        }
+        let mut decoding = HashSet::new();
+        while decoding.len() < batch as usize {
+            decoding.extend(self.engine.step()?.iter().filter(|o| !o.sequences.is_empty()).map(|o| o.request_id));
+        }
+        let start = Instant::now();
+        for _ in 0..STEPS {
+            self.engine.step()?;
+        }
+        let rate = batch as f64 * f64::from(STEPS) / start.elapsed().as_secs_f64();
+        self.finish()?;
+        Ok(rate)
     }
+
+    /// Medians of what is measured here and of the peer, run by run in turn.
+    fn medians(
+        &mut self,
+        ours: impl Fn(&mut Shape) -> Result<f64>,
+        peers: impl Fn(&Llama) -> Result<f64>,
+    ) -> Result<(f64, Option<f64>)> {
+        let (mut rates, mut of_peer) = (vec![], vec![]);
+        for _ in 0..RUNS {
+            rates.push(ours(self)?);
+            of_peer.extend(self.peer.as_ref().map(&peers).transpose()?);
+        }
+        let peer = (!of_peer.is_empty()).then(|| median(of_peer));
+        Ok((median(rates), peer))
+    }
+}
+
+/// llama.cpp with a model of this shape, where it is installed and the shape is a Llama's.
+fn peer(shape: &str, threads: usize) -> Result<Option<Llama>> {
+    let Some(bench) = std::env::var_os("RVLLM_LLAMA_BENCH") else { return Ok(None) };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (config, model) = (root.join("shapes").join(shape).join("config.json"), format!("../target/{shape}.gguf"));
+    if !shape.starts_with("llama") {
+        return Ok(None);
+    }
+    Llama::new(Path::new(&bench), &config, root.join(model), threads).map(Some)
 }
 
 /// Ceilings of this machine.
@@ -128,8 +157,9 @@ impl Ceilings {
     }
 }
 
-fn row(what: &str, tokens: usize, rate: f64, limit: f64) {
-    println!("  {what} {tokens:>4}  {rate:>8.1} tokens/s  {:>5.0} % of {limit:.1}", 100.0 * rate / limit);
+fn row(what: &str, tokens: usize, (rate, peer): (f64, Option<f64>), limit: f64) {
+    let peer = peer.map_or(String::new(), |p| format!("  {:>6.2} times llama.cpp's {p:.1}", rate / p));
+    println!("  {what} {tokens:>4}  {rate:>8.1} tokens/s  {:>5.0} % of {limit:.1}{peer}", 100.0 * rate / limit);
 }
 
 fn measure(name: &str, threads: usize) -> Result<()> {
@@ -137,10 +167,10 @@ fn measure(name: &str, threads: usize) -> Result<()> {
     let ceilings = Ceilings { bandwidth: ceiling::read_bandwidth(threads), dots: ceiling::dot_bf16(threads) };
     let peak = ceilings.dots.map_or("none".to_string(), |d| format!("{d:.0} GFLOP/s"));
     println!("{name}: {threads} threads, read {:.1} GB/s, bf16 dot products {peak}", ceilings.bandwidth);
-    let rate = shape.prefill()?;
-    row("prefill", PREFILL, rate, ceilings.limit(&shape, PREFILL, shape.weights_per_token));
-    for batch in [1, 8, 32] {
-        let rate = shape.decode(batch)?;
+    let rates = shape.medians(Shape::prefill, |peer| peer.prefill(PREFILL))?;
+    row("prefill", PREFILL, rates, ceilings.limit(&shape, PREFILL, shape.weights_per_token));
+    for batch in BATCHES {
+        let rate = shape.medians(|s| s.decode(batch), |peer| peer.decode(batch, PROMPT, STEPS))?;
         row("decode ", batch as usize, rate, ceilings.limit(&shape, batch as usize, shape.weight_bytes / 2.0));
     }
     Ok(())

@@ -4,6 +4,7 @@
 
 pub mod ceiling;
 pub mod http;
+pub mod llama;
 pub mod server;
 
 /// Median of a few figures.
