@@ -6,17 +6,19 @@
 //!
 //! # Batch invariance
 //! A token's row is the same bits whatever shares its tile, whichever row it is in and however the prompt was cut:
-//! - blocks are visited in ascending order, each with the same tile shapes, and rows never mix: `mma`, the
-//!   reductions and the elementwise operations compute a row from that row of their operands;
-//! - the blocks visited depend on the tile's first and last token, but a block in which a row sees nothing leaves
+//! - blocks are visited in ascending order, as many at a time as the schedule says from the sequence's start on, each time with
+//!   the same tile shapes, and rows never mix: `mma`, the reductions and the elementwise operations compute a row from that
+//!   row of their operands;
+//! - what is visited depends on the tile's first and last token, but an iteration in which a row sees nothing leaves
 //!   that row's state as it was: its scores are all -inf, so the maximum m stays (it starts at the finite -1e30, never
 //!   -inf, so no difference of infinities arises); the factor exp(m - m) is exactly 1; the probabilities are exp(-inf - m),
 //!   exactly 0; and l + 0 and o + 0·v are exact.
 //!
 //! # Splits
-//! With [`Split`], the blocks of a sequence are dealt out to parts, some neighbouring blocks at a time: which part a block
+//! With [`Split`], the iterations are dealt out to parts, some neighbouring ones at a time: which part an iteration
 //! belongs to depends on its position alone. Each part has a softmax of its own, and they are joined in ascending order; joining
-//! one that has seen nothing changes nothing, so a short sequence is the same bits as without splits.
+//! one that has seen nothing changes nothing but the sign of zeros, which the result does without; so parts that cannot have
+//! seen anything are left out, and a short sequence is the same bits as without splits.
 //!
 //! The last point of batch invariance needs finite values: whatever lies in the slots of an allocated block that no token was written
 //! to must be finite in the value cache (fresh memory is zero). Keys there may hold anything.
@@ -52,7 +54,9 @@ pub struct PagedAttention {
     pub query_tile: usize,
     /// Tokens that are worked on at once: fewer than a tile may have where most have few. Changes no bit.
     pub pass: usize,
-    /// How many blocks loads run ahead.
+    /// Neighbouring blocks that an iteration visits together.
+    pub blocks: usize,
+    /// How many iterations loads run ahead.
     pub stages: usize,
     /// How a sequence is cut, where it is.
     pub split: Option<Split>,
@@ -60,13 +64,13 @@ pub struct PagedAttention {
     pub result: MemLayout,
 }
 
-/// How the blocks of a sequence are dealt out.
+/// How the iterations over a sequence's blocks are dealt out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Split {
     /// How many parts there are.
     pub parts: usize,
-    /// Neighbouring blocks of one part.
-    pub blocks: usize,
+    /// Neighbouring iterations of one part.
+    pub iterations: usize,
     /// Whether the parts are worth computing at once, rather than one after another. Changes no bit.
     pub spread: bool,
 }
@@ -80,6 +84,11 @@ impl PagedAttention {
     /// Rows that are worked on at once: tokens times G.
     fn rows(&self) -> usize {
         self.pass * self.group()
+    }
+
+    /// Tokens of the cache that an iteration visits.
+    fn span(&self) -> usize {
+        self.blocks * self.cache.block_size
     }
 }
 
@@ -162,7 +171,8 @@ impl Tensors {
         let (first, zero) = (k.scale(head, group), k.index(0));
         let q = k.load_operand(self.q, &[tile.start, first, zero], &[s.pass, group, d]);
         let q = k.reshape(q, &[s.rows(), d]);
-        let bounds = blocks(k, s, &tile);
+        let (lo, last) = seen(k, s, &tile, s.span());
+        let bounds = (lo, k.offset(last, 1));
         let Tile { start, tokens, .. } = tile;
         let Tensors { keys, values, block_table, .. } = *self;
         let program = Program { tile, q, keys, values, block_table, head };
@@ -170,7 +180,7 @@ impl Tensors {
             None => program.attend(k, s, bounds, |_, i| i),
             Some(split) => program.attend_parts(k, s, bounds, split),
         };
-        let o = softmax.finish(k);
+        let o = softmax.finish(k, s.split.is_some());
         match s.result {
             MemLayout::Strided { .. } => {
                 let o = k.reshape(o, &[s.pass, group, d]);
@@ -211,35 +221,70 @@ struct Program {
 }
 
 impl Program {
-    /// The state after iterations `lo..hi`, the `i`th of which visits block `block(i)`.
+    /// The state after iterations `lo..hi`, the `i`th of which visits what `visit(i)` does without parts.
     fn attend(
         &self,
         k: &mut KernelBuilder,
         s: &PagedAttention,
         (lo, hi): (Val, Val),
-        block: impl Fn(&mut KernelBuilder, Val) -> Val,
+        visit: impl Fn(&mut KernelBuilder, Val) -> Val,
     ) -> Softmax {
-        let d = s.cache.head_dim;
-        let (zero, softmax) = (k.index(0), Softmax::new(k, s.rows(), d));
+        let softmax = Softmax::new(k, s.rows(), s.cache.head_dim);
         let state = k.pipeline(lo, hi, s.stages, &softmax.state(), |k, i, state| {
-            let i = block(k, i);
-            let block = k.read(self.block_table, &[self.tile.seq, i]);
-            let keys = k.load_operand(self.keys, &[block, self.head, zero, zero], &[s.cache.block_size, d]);
-            let values = k.load_operand(self.values, &[block, self.head, zero, zero], &[d, s.cache.block_size]);
-            let scores = scores(k, s, self.q, keys);
-            let scores = mask(k, s, &self.tile, i, scores);
+            let i = visit(k, i);
+            let [keys, values] = self.load(k, s, i);
+            let scores = Scores::new(k, s, self.q, keys).mask(k, s, &self.tile, i);
             Softmax::from(state).update(k, scores, values, s.cache.dtype).state().to_vec()
         });
         Softmax::from(&state)
     }
 
+    /// Keys and values that iteration `i` visits.
+    fn load(&self, k: &mut KernelBuilder, s: &PagedAttention, i: Val) -> [Val; 2] {
+        let (d, size) = (s.cache.head_dim, s.cache.block_size);
+        let (zero, first) = (k.index(0), k.scale(i, s.blocks));
+        let (mut keys, mut values) = (vec![], vec![]);
+        for n in 0..s.blocks {
+            let block = k.offset(first, n as i64);
+            let block = self.existing(k, s, block);
+            let block = k.read(self.block_table, &[self.tile.seq, block]);
+            keys.push(k.load_operand(self.keys, &[block, self.head, zero, zero], &[size, d]));
+            values.push(k.load_operand(self.values, &[block, self.head, zero, zero], &[d, size]));
+        }
+        [k.concat(&keys, 0), k.concat(&values, 1)]
+    }
+
+    /// The block itself, or the nearest that the tile sees: an iteration's others may not exist.
+    fn existing(&self, k: &mut KernelBuilder, s: &PagedAttention, block: Val) -> Val {
+        if s.blocks == 1 {
+            return block;
+        }
+        let (first, last) = seen(k, s, &self.tile, s.cache.block_size);
+        let block = k.min(block, last);
+        k.max(block, first)
+    }
+
     /// The same, part by part.
     fn attend_parts(&self, k: &mut KernelBuilder, s: &PagedAttention, (lo, hi): (Val, Val), split: Split) -> Softmax {
-        let softmax = Softmax::new(k, s.rows(), s.cache.head_dim);
-        let ahead = if split.spread { split.parts } else { 1 };
-        let state = k.fold(split.parts, ahead, &softmax.state(), |k, part, state| {
+        let part = |k: &mut KernelBuilder, part: Val| {
             let bounds = (split.before(k, part, lo), split.before(k, part, hi));
-            let softmax = self.attend(k, s, bounds, |k, i| split.block(k, part, i));
+            self.attend(k, s, bounds, |k, i| split.iteration(k, part, i))
+        };
+        if split.spread {
+            let softmax = Softmax::new(k, s.rows(), s.cache.head_dim);
+            let state = k.fold(split.parts, split.parts, &softmax.state(), |k, i, state| {
+                let softmax = part(k, i);
+                Softmax::from(state).join(k, &softmax).state().to_vec()
+            });
+            return Softmax::from(&state);
+        }
+        let (zero, one) = (k.index(0), k.index(1));
+        let first = part(k, zero);
+        let (runs, most) = (k.offset(hi, split.iterations as i64 - 1), k.index(split.parts as i64));
+        let runs = k.div(runs, split.iterations);
+        let parts = k.min(runs, most);
+        let state = k.pipeline(one, parts, 1, &first.state(), |k, i, state| {
+            let softmax = part(k, i);
             Softmax::from(state).join(k, &softmax).state().to_vec()
         });
         Softmax::from(&state)
@@ -247,25 +292,25 @@ impl Program {
 }
 
 impl Split {
-    /// How many blocks of a part come before block `i`.
+    /// How many iterations of a part come before the `i`th of all.
     fn before(&self, k: &mut KernelBuilder, part: Val, i: Val) -> Val {
-        let turn = self.parts * self.blocks;
+        let turn = self.parts * self.iterations;
         let (turns, rest) = (k.div(i, turn), k.rem(i, turn));
-        let first = k.scale(part, self.blocks);
+        let first = k.scale(part, self.iterations);
         let own = k.sub(rest, first);
-        let (zero, most) = (k.index(0), k.index(self.blocks as i64));
+        let (zero, most) = (k.index(0), k.index(self.iterations as i64));
         let own = k.max(own, zero);
         let own = k.min(own, most);
-        let whole = k.scale(turns, self.blocks);
+        let whole = k.scale(turns, self.iterations);
         k.add(whole, own)
     }
 
-    /// The `i`th block of a part.
-    fn block(&self, k: &mut KernelBuilder, part: Val, i: Val) -> Val {
-        let (turn, rest) = (k.div(i, self.blocks), k.rem(i, self.blocks));
+    /// Which of all iterations is the `i`th of a part.
+    fn iteration(&self, k: &mut KernelBuilder, part: Val, i: Val) -> Val {
+        let (turn, rest) = (k.div(i, self.iterations), k.rem(i, self.iterations));
         let turn = k.scale(turn, self.parts);
         let run = k.add(turn, part);
-        let first = k.scale(run, self.blocks);
+        let first = k.scale(run, self.iterations);
         k.add(first, rest)
     }
 }
@@ -285,45 +330,63 @@ fn query_tile(k: &mut KernelBuilder, s: &PagedAttention, step: &Step, tile: Val)
     Tile { seq, start, tokens, position }
 }
 
-/// The logical blocks that hold a key which some row of the tile sees: `lo..hi`.
-fn blocks(k: &mut KernelBuilder, s: &PagedAttention, tile: &Tile) -> (Val, Val) {
+/// The first and the last run of `size` tokens that holds a key which some row of the tile sees.
+fn seen(k: &mut KernelBuilder, s: &PagedAttention, tile: &Tile, size: usize) -> (Val, Val) {
     let end = k.add(tile.position, tile.tokens);
     let last = k.offset(end, -1);
-    let last = k.div(last, s.cache.block_size);
-    let hi = k.offset(last, 1);
+    let last = k.div(last, size);
     let zero = k.index(0);
-    let Some(window) = s.window else { return (zero, hi) };
+    let Some(window) = s.window else { return (zero, last) };
     let first = k.offset(tile.position, 1 - window as i64);
     let first = k.max(first, zero);
-    (k.div(first, s.cache.block_size), hi)
+    (k.div(first, size), last)
 }
 
-/// `[rows, BS]`: scaled and capped `q kᵀ`.
-fn scores(k: &mut KernelBuilder, s: &PagedAttention, q: Val, keys: Val) -> Val {
-    let zero = k.zeros(&[s.rows(), s.cache.block_size]);
-    let product = k.mma(q, keys, zero);
-    let scores = k.map_const(Mul, product, s.scale);
-    let Some(cap) = s.softcap else { return scores };
-    let scaled = k.map_const(Div, scores, cap);
-    let bounded = k.map(Tanh, &[scaled]);
-    k.map_const(Mul, bounded, cap)
+/// Scores of an iteration, `[rows, span]`.
+struct Scores {
+    /// Before [`Scores::scale`] is put to them.
+    raw: Val,
+    /// What is left to multiply them with: above 0, so that the largest stays the largest.
+    scale: Option<f32>,
 }
 
-/// -inf where the key is after the query's position, or before its window.
-fn mask(k: &mut KernelBuilder, s: &PagedAttention, tile: &Tile, block: Val, scores: Val) -> Val {
-    let (rows, size) = (s.rows(), s.cache.block_size);
-    let first = k.scale(block, size);
-    let query = k.iota(tile.position, s.group(), rows);
-    let query = k.broadcast(query, 1, size, Layout::Acc);
-    let key = k.iota(first, 1, size);
-    let key = k.broadcast(key, 0, rows, Layout::Acc);
-    let none = k.full_acc(f32::NEG_INFINITY, &[rows, size]);
-    let causal = k.select(Cmp::Le, key, query, scores, none);
-    let Some(window) = s.window else { return causal };
-    let end = k.offset(first, window as i64);
-    let end = k.iota(end, 1, size); // the first position that no longer sees the key
-    let end = k.broadcast(end, 0, rows, Layout::Acc);
-    k.select(Cmp::Lt, query, end, causal, none)
+impl Scores {
+    /// Scaled and capped `q kᵀ`; where no cap needs it earlier, the scale is left for when the largest is known.
+    fn new(k: &mut KernelBuilder, s: &PagedAttention, q: Val, keys: Val) -> Scores {
+        let zero = k.zeros(&[s.rows(), s.span()]);
+        let raw = k.mma(q, keys, zero);
+        let Some(cap) = s.softcap else {
+            if s.scale > 0.0 {
+                return Scores { raw, scale: Some(s.scale) };
+            }
+            return Scores { raw: k.map_const(Mul, raw, s.scale), scale: None };
+        };
+        let scores = k.map_const(Mul, raw, s.scale);
+        let scaled = k.map_const(Div, scores, cap);
+        let bounded = k.map(Tanh, &[scaled]);
+        Scores { raw: k.map_const(Mul, bounded, cap), scale: None }
+    }
+
+    fn scaled(&self, k: &mut KernelBuilder, v: Val) -> Val {
+        self.scale.map_or(v, |scale| k.map_const(Mul, v, scale))
+    }
+
+    /// -inf where the key is after the query's position, or before its window.
+    fn mask(self, k: &mut KernelBuilder, s: &PagedAttention, tile: &Tile, i: Val) -> Scores {
+        let (rows, size) = (s.rows(), s.span());
+        let first = k.scale(i, size);
+        let query = k.iota(tile.position, s.group(), rows);
+        let query = k.broadcast(query, 1, size, Layout::Acc);
+        let key = k.iota(first, 1, size);
+        let key = k.broadcast(key, 0, rows, Layout::Acc);
+        let none = k.full_acc(f32::NEG_INFINITY, &[rows, size]);
+        let causal = k.select(Cmp::Le, key, query, self.raw, none);
+        let Some(window) = s.window else { return Scores { raw: causal, ..self } };
+        let end = k.offset(first, window as i64);
+        let end = k.iota(end, 1, size); // the first position that no longer sees the key
+        let end = k.broadcast(end, 0, rows, Layout::Acc);
+        Scores { raw: k.select(Cmp::Lt, query, end, causal, none), ..self }
+    }
 }
 
 /// State of the online softmax (arXiv:1805.02867) of every row.
@@ -349,15 +412,17 @@ impl Softmax {
         [self.m, self.l, self.o]
     }
 
-    /// The state after a block of scores `[rows, BS]` with its values `[D, BS]`.
-    fn update(&self, k: &mut KernelBuilder, scores: Val, values: Val, dtype: DType) -> Softmax {
-        let (size, d) = (k.tile(scores).shape[1], k.tile(self.o).shape[1]);
-        let block_m = k.reduce(ReduceOp::Max, scores, 1);
-        let m = k.map(Max, &[self.m, block_m]);
+    /// The state after an iteration's scores with its values `[D, span]`.
+    fn update(&self, k: &mut KernelBuilder, scores: Scores, values: Val, dtype: DType) -> Softmax {
+        let (size, d) = (k.tile(scores.raw).shape[1], k.tile(self.o).shape[1]);
+        let largest = k.reduce(ReduceOp::Max, scores.raw, 1);
+        let largest = scores.scaled(k, largest);
+        let m = k.map(Max, &[self.m, largest]);
         let change = k.map(Sub, &[self.m, m]);
         let alpha = k.map(Exp, &[change]);
         let max = k.broadcast(m, 1, size, Layout::Acc);
-        let below = k.map(Sub, &[scores, max]);
+        let scaled = scores.scaled(k, scores.raw);
+        let below = k.map(Sub, &[scaled, max]);
         let p = k.map(Exp, &[below]);
         let sum = k.reduce(ReduceOp::Sum, p, 1);
         let l = k.map(Mul, &[self.l, alpha]);
@@ -383,10 +448,11 @@ impl Softmax {
         Softmax { m, l: k.map(Add, &[l, other_l]), o: k.map(Add, &[o, other_o]) }
     }
 
-    /// `o / l`.
-    fn finish(&self, k: &mut KernelBuilder) -> Val {
+    /// `o / l`, zeros without a sign: joining with what has seen nothing would take it.
+    fn finish(&self, k: &mut KernelBuilder, parts: bool) -> Val {
         let d = k.tile(self.o).shape[1];
         let l = k.broadcast(self.l, 1, d, Layout::Acc);
-        k.map(Div, &[self.o, l])
+        let o = if parts { k.map_const(Add, self.o, 0.0) } else { self.o };
+        k.map(Div, &[o, l])
     }
 }

@@ -14,6 +14,7 @@ fn spec(heads: usize, kv_heads: usize, dtype: DType) -> PagedAttention {
         softcap: None,
         query_tile: 3,
         pass: 3,
+        blocks: 1,
         stages: 2,
         split: None,
         result: MemLayout::DENSE,

@@ -25,7 +25,7 @@ pub struct Step {
     pub logits_indices: Vec<i32>,
     /// `[L]`: what will be read of each row of logits; all of every row where it is empty.
     pub reads: Vec<Reads>,
-    /// `[Q]`: sequence of each query tile.
+    /// `[Q]`: sequence of each query tile, those that see most tokens first.
     pub tile_seq: Vec<i32>,
     /// `[Q]`: first token (index in the step) of each query tile.
     pub tile_start: Vec<i32>,
@@ -51,6 +51,7 @@ impl Step {
             self.push_tokens(sequence, block_size);
             self.push_sequence(sequence, blocks(sequence));
         }
+        self.order_tiles(query_tile);
     }
 
     /// The values of an input of the plan.
@@ -91,6 +92,28 @@ impl Step {
         for start in (0..sequence.num_scheduled_tokens).step_by(query_tile) {
             self.tile_seq.push(seq);
             self.tile_start.push((first + start) as i32);
+        }
+    }
+
+    /// Tiles that see most tokens first: what shares them out in turn ends everywhere at about the same time.
+    fn order_tiles(&mut self, query_tile: usize) {
+        let tiles = self.tile_seq.iter().zip(&self.tile_start);
+        let seen = |(seq, start): (&i32, &i32)| {
+            let end = self.query_start_loc[*seq as usize + 1];
+            let unseen = (end - start - query_tile as i32).max(0);
+            (self.seq_lens[*seq as usize] - unseen, *seq, *start)
+        };
+        let falls = |a: &(i32, i32, i32), b: &(i32, i32, i32)| a.0 >= b.0;
+        if tiles.clone().map(seen).is_sorted_by(falls) {
+            return;
+        }
+        let mut all: Vec<_> = tiles.map(seen).collect();
+        all.sort_by_key(|(seen, ..)| std::cmp::Reverse(*seen));
+        self.tile_seq.clear();
+        self.tile_start.clear();
+        for (_, seq, start) in all {
+            self.tile_seq.push(seq);
+            self.tile_start.push(start);
         }
     }
 
@@ -147,8 +170,8 @@ mod tests {
             block_table: vec![5, 0, 3, 9],
             logits_indices: vec![0],
             reads: vec![],
-            tile_seq: vec![0, 1, 1, 1],
-            tile_start: vec![0, 1, 3, 5],
+            tile_seq: vec![1, 1, 0, 1],
+            tile_start: vec![5, 3, 0, 1],
             max_blocks: 2,
         };
         assert_eq!(step, expected);

@@ -100,6 +100,10 @@ pub struct Gpu {
     pub max_threads: u32,
     /// Threads that run in step.
     pub warp: u32,
+    /// Tokens of the KV cache that attention visits at once where warpgroups multiply: 16-bit heads of whole lines.
+    pub kv_span: usize,
+    /// Query rows that one attention program then aims at.
+    pub kv_span_rows: usize,
     /// Parts that attention deals the blocks of a sequence out to, each of which a CTA can work on.
     pub kv_parts: usize,
     /// Neighbouring blocks of one part.

@@ -410,6 +410,24 @@ impl Writer {
         self.line(format_args!("scf.if {cond} {{"));
     }
 
+    /// [`Writer::begin_if`] with results of these types: both sides end with [`Writer::give`].
+    pub(crate) fn begin_choice(&mut self, cond: Ssa, types: &[Ty]) -> Vec<Ssa> {
+        let results: Vec<Ssa> = types.iter().map(|ty| self.fresh(*ty)).collect();
+        if results.is_empty() {
+            self.begin_if(cond);
+        } else {
+            self.line(format_args!("{} = scf.if {cond} -> ({}) {{", list(&results), list(types)));
+        }
+        results
+    }
+
+    /// What one side of the innermost `if` results in.
+    pub(crate) fn give(&mut self, values: &[Ssa]) {
+        if !values.is_empty() {
+            self.line(format_args!("scf.yield {} : {}", list(values), list(values.iter().map(|v| v.ty))));
+        }
+    }
+
     /// What follows happens only where the condition of the innermost `if` does not hold.
     pub(crate) fn otherwise(&mut self) {
         self.line(format_args!("}} else {{"));

@@ -1,5 +1,6 @@
 //! `device-tests`: kernels and whole models on a GPU, against what is known to be right.
 
+mod attention;
 mod kernels;
 mod models;
 mod profile;
@@ -20,6 +21,9 @@ struct Args {
     /// Time steps of so many sequences of each model, kernel by kernel, instead of testing it
     #[arg(long, value_name = "N,N…", value_delimiter = ',')]
     profile: Vec<u32>,
+    /// Time the attention kernels of each model over the shapes of FlashAttention 3, instead of testing it
+    #[arg(long)]
+    attention: bool,
     /// Tokens of each of these sequences
     #[arg(long, value_name = "N", default_value_t = 256)]
     context: u32,
@@ -75,10 +79,10 @@ fn run(args: &Args) -> Result<Tally> {
         kernels::run(path, args, &mut tally).with_context(|| path.display().to_string())?;
     }
     for path in &args.model {
-        let ran = if args.profile.is_empty() && args.prefill.is_empty() {
-            models::run(path, args, &mut tally)
-        } else {
-            profile::run(path, args)
+        let ran = match (args.attention, args.profile.is_empty() && args.prefill.is_empty()) {
+            (true, _) => attention::run(path, args),
+            (false, true) => models::run(path, args, &mut tally),
+            (false, false) => profile::run(path, args),
         };
         ran.with_context(|| path.display().to_string())?;
     }

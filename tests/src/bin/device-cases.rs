@@ -18,6 +18,7 @@ use rvllm_tests::{
 use std::{
     collections::{BTreeMap, HashMap},
     env,
+    ops::Range,
     path::Path,
 };
 
@@ -39,13 +40,13 @@ fn main() -> Result<()> {
     bundle.index.architecture = target.cpu.clone();
     // First, so that offsets into the code are offsets into the bundle.
     bundle.push(&code);
-    let mut known = HashMap::new();
+    let (mut known, mut pushed) = (HashMap::new(), HashMap::new());
     for case in &cases {
         let kernel = plan.iter().find(|k| k.symbol == case.launch.kernel.name).context("a kernel for each case")?;
         let name = case.group.clone().unwrap_or_else(|| case.launch.kernel.name.clone());
         // A group is one problem: what its first kernel, of the smallest tiles, computes is expected of all.
         let expected = known.entry(name).or_insert_with(|| case.launch.interpreted());
-        let case = describe(case, kernel, expected, &mut bundle)?;
+        let case = describe(case, kernel, expected, &mut bundle, &mut pushed)?;
         bundle.index.cases.push(case);
     }
     bundle.write(Path::new(file))?;
@@ -53,9 +54,22 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn describe(case: &Case, kernel: &plan::Kernel, expected: &[Vec<f32>], bundle: &mut Bundle) -> Result<bundle::Case> {
+/// Tensors that are in the bundle, and where: cases of a group share most.
+type Pushed = HashMap<Vec<u8>, Range<usize>>;
+
+fn describe(
+    case: &Case,
+    kernel: &plan::Kernel,
+    expected: &[Vec<f32>],
+    bundle: &mut Bundle,
+    pushed: &mut Pushed,
+) -> Result<bundle::Case> {
     let Case { launch, tolerance, group } = case;
-    let tensors = (0..launch.args.len()).map(|i| bundle.push(&launch.bytes(i))).collect();
+    let mut tensor = |i| {
+        let bytes = launch.bytes(i);
+        pushed.entry(bytes).or_insert_with_key(|bytes| bundle.push(bytes)).clone()
+    };
+    let tensors = (0..launch.args.len()).map(&mut tensor).collect();
     let outputs = launch.written().zip(expected).map(|(i, values)| output(launch, i, values, bundle));
     Ok(bundle::Case {
         name: format!("{} {:?}", launch.kernel.name, launch.symbols),

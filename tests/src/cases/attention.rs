@@ -15,7 +15,12 @@ pub const SEQUENCES: [Sequence; 6] = [(1, 1), (70, 1), (7, 7), (35, 4), (32, 32)
 /// A kernel for heads, KV heads and head dimension.
 pub fn spec(target: &Target, (heads, kv_heads, head_dim): (usize, usize, usize), dtype: DType) -> PagedAttention {
     let cache = KvCache { kv_heads, head_dim, block_size: target.block_size, dtype, layout: kv_layout(target, dtype) };
-    let query_tile = (target.attention_rows / (heads / kv_heads)).clamp(1, PAD_ROWS);
+    let group = heads / kv_heads;
+    let span = target.gpu.as_ref().filter(|_| dtype.bits() == 16 && [64, 128].contains(&head_dim));
+    let (query_tile, blocks) = match span {
+        Some(gpu) => (gpu.kv_span_rows / group, gpu.kv_span / target.block_size),
+        None => ((target.attention_rows / group).clamp(1, PAD_ROWS), 1),
+    };
     PagedAttention {
         heads,
         cache,
@@ -24,15 +29,16 @@ pub fn spec(target: &Target, (heads, kv_heads, head_dim): (usize, usize, usize),
         softcap: None,
         query_tile,
         pass: query_tile,
+        blocks,
         stages: 2,
         split: split(target),
         result: activations(target, dtype, heads * head_dim),
     }
 }
 
-/// How the target cuts sequences, with parts of one block, so that short sequences have several.
+/// How the target cuts sequences, with parts of one iteration, so that short sequences have several.
 pub fn split(target: &Target) -> Option<Split> {
-    target.gpu.as_ref().map(|gpu| Split { parts: gpu.kv_parts, blocks: 1, spread: false })
+    target.gpu.as_ref().map(|gpu| Split { parts: gpu.kv_parts, iterations: 1, spread: false })
 }
 
 /// The kernel with all tokens of a tile at once, and one by one; where the target cuts sequences, also with its parts at once,
@@ -51,25 +57,48 @@ fn variants(s: &PagedAttention) -> Vec<(&'static str, PagedAttention)> {
     ]
 }
 
+/// What a step's lists say: for each of its sequences, which of the cached ones it is, its tokens with this step's, and the
+/// first and the number of this step's.
+type Listed = (usize, usize, usize, usize);
+
 /// A step of these sequences; a sequence's cache and queries depend on its number alone.
 pub fn launch(name: &str, s: &PagedAttention, sequences: &[(u64, Sequence)]) -> Launch {
+    let mut first = 0;
+    let listed = sequences.iter().enumerate().map(|(i, (_, (len, queries)))| {
+        first += queries;
+        (i, *len, first - queries, *queries)
+    });
+    step(name, s, sequences, &listed.collect::<Vec<_>>())
+}
+
+/// The same queries over the same cache, each token as the last of a sequence of its own.
+fn one_by_one(name: &str, s: &PagedAttention, sequences: &[(u64, Sequence)]) -> Launch {
+    let mut listed = vec![];
+    for (i, (_, (len, queries))) in sequences.iter().enumerate() {
+        listed.extend((0..*queries).map(|t| (i, len - queries + t + 1)));
+    }
+    let listed: Vec<Listed> = listed.into_iter().enumerate().map(|(t, (i, len))| (i, len, t, 1)).collect();
+    step(name, s, sequences, &listed)
+}
+
+fn step(name: &str, s: &PagedAttention, sequences: &[(u64, Sequence)], listed: &[Listed]) -> Launch {
     let (mut loc, mut tile_seq, mut tile_start) = (vec![0], vec![], vec![]);
-    for (i, (_, (_, queries))) in sequences.iter().enumerate() {
+    for (i, (_, _, first, queries)) in listed.iter().enumerate() {
         for start in (0..*queries).step_by(s.query_tile) {
             tile_seq.push(i as i32);
-            tile_start.push(loc[i] + start as i32);
+            tile_start.push((first + start) as i32);
         }
-        loc.push(loc[i] + *queries as i32);
+        loc.push((first + queries) as i32);
     }
     let need: Vec<usize> = sequences.iter().map(|(_, (len, _))| len.div_ceil(s.cache.block_size)).collect();
     let (m, p) = (need.iter().max().map_or(1, |n| n + 1), need.iter().sum::<usize>() + 1);
-    let mut table = vec![-1; m * sequences.len()];
+    let mut tables = vec![vec![-1; m]; sequences.len()];
     let (mut keys, mut values, mut q) = (vec![], vec![], vec![]);
     let block = s.cache.kv_heads * s.cache.block_size * s.cache.head_dim;
     for (i, (seed, (_, queries))) in sequences.iter().enumerate() {
         let mut numbers = Numbers(seed + 1);
-        for b in 0..need[i] {
-            table[i * m + b] = (keys.len() / block) as i32;
+        for entry in tables[i].iter_mut().take(need[i]) {
+            *entry = (keys.len() / block) as i32;
             keys.extend(numbers.take(block, s.cache.dtype));
             values.extend(numbers.take(block, s.cache.dtype));
         }
@@ -77,8 +106,10 @@ pub fn launch(name: &str, s: &PagedAttention, sequences: &[(u64, Sequence)]) -> 
     }
     keys.resize(p * block, f32::NAN);
     values.resize(p * block, f32::NAN);
-    let symbols = Symbols { t: loc[sequences.len()] as usize, r: sequences.len(), q: tile_seq.len(), m, p, l: 0 };
-    let lens: Vec<i32> = sequences.iter().map(|(_, (len, _))| *len as i32).collect();
+    let t = loc[listed.len()] as usize;
+    let symbols = Symbols { t, r: listed.len(), q: tile_seq.len(), m, p, l: 0 };
+    let lens: Vec<i32> = listed.iter().map(|(_, len, _, _)| *len as i32).collect();
+    let table: Vec<i32> = listed.iter().flat_map(|(i, ..)| tables[*i].clone()).collect();
     let launch = Launch::new(paged_attention(name, s), symbols, 5);
     let launch = launch.set("q", q).set("keys", keys).set("values", values);
     let launch = launch.set_i32("tile_seq", &tile_seq).set_i32("tile_start", &tile_start);
@@ -101,6 +132,36 @@ pub fn cases(target: &Target) -> Vec<Case> {
                 let launch = launch(&format!("attention_{dtype}_{i}{suffix}"), &s, &numbered());
                 let group = Some(format!("attention_{dtype}_{i}"));
                 cases.push(Case { group, ..Case::new(launch, 2.0 * tolerance(dtype)) });
+            }
+        }
+    }
+    if target.gpu.is_some() {
+        cases.extend(span_cases(target));
+    }
+    cases
+}
+
+/// Contexts of many spans and of all parts more than once, where products are warpgroups'.
+const SPANS: [Sequence; 6] = [(1, 1), (1100, 1), (130, 130), (1161, 9), (128, 3), (257, 2)];
+
+/// The same bits for a token in a tile of its prompt and as a decode, in each variant: heads of one and two lines, groups that
+/// fill a warpgroup's rows and that do not, a window, a cap.
+fn span_cases(target: &Target) -> Vec<Case> {
+    let numbered: Vec<(u64, Sequence)> = SPANS.iter().enumerate().map(|(i, s)| (i as u64 * 1000, *s)).collect();
+    let kinds = [
+        ((4, 1, 128), None, None),
+        ((7, 1, 128), Some(300), None),
+        ((2, 2, 64), None, Some(3.0)),
+        ((16, 1, 64), Some(129), Some(2.0)),
+    ];
+    let mut cases = vec![];
+    for (i, (heads, window, softcap)) in kinds.into_iter().enumerate() {
+        let s = PagedAttention { window, softcap, ..spec(target, heads, DType::Bf16) };
+        let group = format!("attention_span_{i}");
+        for (suffix, s) in variants(&s) {
+            let name = format!("{group}{suffix}");
+            for launch in [launch(&name, &s, &numbered), one_by_one(&name, &s, &numbered)] {
+                cases.push(Case { group: Some(group.clone()), ..Case::new(launch, 2.0 * tolerance(DType::Bf16)) });
             }
         }
     }

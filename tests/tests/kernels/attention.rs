@@ -1,6 +1,8 @@
 //! `paged_attention`: ragged batches of chunks and decodes.
 
 use rvllm_ir::DType;
+use rvllm_kernels::{PagedAttention, Split, paged_attention};
+use rvllm_mlir::{asm, assembler, compile};
 use rvllm_tests::{
     cases::{
         Case,
@@ -43,6 +45,35 @@ fn a_sequence_is_the_same_bits_in_any_company_and_any_chunk() {
             let q = one.args[0].numbers()[(9 - queries) * row..].to_vec();
             let found = tail.set("q", q).whole(&code).remove(0);
             assert_same(&format!("{} {queries}", target.name), &[found], &[alone[(9 - queries) * row..].to_vec()]);
+        }
+    }
+}
+
+/// Without a GPU: what shows in the code for Hopper.
+#[test]
+fn both_products_are_warpgroups_and_the_copy_engine_brings_what_they_read() {
+    let target = rvllm_targets::find("sm_90a", &|_| false).unwrap();
+    for (i, heads) in [(32, 8, 128), (16, 8, 64), (28, 4, 128)].into_iter().enumerate() {
+        let s = spec(&target, heads, DType::Bf16);
+        let group = heads.0 / heads.1;
+        let decode = PagedAttention { pass: (16 / group).max(1), stages: 4, ..s.clone() };
+        let split = s.split.map(|split| Split { spread: true, ..split });
+        let spread = PagedAttention { split, ..decode.clone() };
+        for (variant, s) in [s, decode, spread].iter().enumerate() {
+            let kernel = paged_attention(&format!("attention_{i}_{variant}"), s);
+            let text = asm(&kernel, &target).unwrap();
+            let product = format!("wgmma.mma_async.sync.aligned.m64n{}k16.f32.bf16.bf16", s.cache.head_dim);
+            assert!(text.contains("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16"), "{i} {variant}: scores");
+            assert!(text.contains(&format!("{product} {{")), "{i} {variant}: values");
+            assert!(text.contains("cp.async.bulk.tensor.4d"), "{i} {variant}: blocks of the cache");
+            assert!(!text.contains("mma.sync"), "{i} {variant}: products of single warps");
+            let object = compile(std::slice::from_ref(&kernel), &target).unwrap();
+            let launch = object.parts[0].launch.as_ref().unwrap();
+            assert_eq!(launch.tensor_maps.len(), 3, "{i} {variant}");
+            if assembler().is_some() {
+                // a few numbers of a program, nothing of an iteration
+                assert!(launch.spill_bytes.unwrap() <= 32, "{i} {variant}: {:?}", launch.spill_bytes);
+            }
         }
     }
 }

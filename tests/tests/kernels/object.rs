@@ -23,6 +23,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         softcap: Some(5.0),
         query_tile: 2,
         pass: 2,
+        blocks: 1,
         stages: 2,
         split: rvllm_tests::cases::attention::split(target),
         result: rvllm_ir::tile::MemLayout::DENSE,

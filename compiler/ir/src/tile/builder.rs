@@ -316,6 +316,17 @@ impl KernelBuilder {
         self.push_tile(Inst::Stage(v), Layout::Operand, &ty.shape, dtype, "o")
     }
 
+    /// Operands side by side along `axis`; itself where there is one.
+    #[track_caller]
+    pub fn concat(&mut self, parts: &[Val], axis: usize) -> Val {
+        let mut ty = self.tile(parts[0]);
+        if let [part] = parts {
+            return *part;
+        }
+        ty.shape[axis] *= parts.len();
+        self.push_tile(Inst::Concat(parts.to_vec(), axis), Layout::Operand, &ty.shape, ty.dtype, "o")
+    }
+
     /// `for i in lo..hi`, carrying `init`: `body(self, i, carried)` returns the next carried values.
     #[track_caller]
     pub fn pipeline(

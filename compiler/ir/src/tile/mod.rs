@@ -317,6 +317,8 @@ pub enum Inst {
     Reshape(Val),
     /// A `reg` or `acc` tile as an `operand`.
     Stage(Val),
+    /// `operand`s of one type and rank 2 side by side along an axis: one that `mma` reads as a whole.
+    Concat(Vec<Val>, usize),
     /// `for i in lo..hi`, carrying values: the only loop, and the only scheduling construct. Loads in it may run
     /// ahead by `stages` iterations.
     Pipeline {
@@ -348,7 +350,7 @@ impl Inst {
             | Inst::Reshape(v)
             | Inst::Stage(v) => vec![*v],
             Inst::Mma { a, b, acc } => vec![*a, *b, *acc],
-            Inst::Map(_, args) => args.clone(),
+            Inst::Map(_, args) | Inst::Concat(args, _) => args.clone(),
             Inst::Select { a, b, x, y, .. } => vec![*a, *b, *x, *y],
             Inst::Pipeline { lo, hi, init, .. } => [*lo, *hi].into_iter().chain(init.iter().copied()).collect(),
         }

@@ -237,6 +237,10 @@ impl<'a> Reader<'a> {
             "broadcast" => Inst::Broadcast(self.value(c)?, attribute(c, "axis")?),
             "reshape" => Inst::Reshape(self.value(c)?),
             "stage" => Inst::Stage(self.value(c)?),
+            "concat" => {
+                c.expect('[')?;
+                Inst::Concat(c.list(']', |c| self.value(c))?, attribute(c, "axis")?)
+            }
             _ => self.named(c, op, loc)?,
         })
     }

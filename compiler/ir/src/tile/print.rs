@@ -96,6 +96,7 @@ fn instruction(k: &Kernel, inst: &Inst) -> String {
         Inst::Broadcast(v, axis) => format!("broadcast {}, axis = {axis}", n(v)),
         Inst::Reshape(v) => format!("reshape {}", n(v)),
         Inst::Stage(v) => format!("stage {}", n(v)),
+        Inst::Concat(parts, axis) => format!("concat [{}], axis = {axis}", names(k, parts)),
         Inst::Pipeline { lo, hi, stages, init, body } => pipeline(k, [*lo, *hi], *stages, init, body),
     }
 }

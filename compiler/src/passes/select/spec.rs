@@ -226,7 +226,8 @@ impl Selection<'_> {
     /// A GPU has a variant for few query tiles, whose parts it works on at once, and one for steps that mostly decode.
     fn paged_attention(&mut self, n: NodeIndex, a: &Attention) -> Result<Vec<Choice>, String> {
         let cache = self.cache(a, self.tensor(n, 0)?.dtype);
-        let query_tile = self.query_tile(a)?;
+        let span = self.span(&cache);
+        let query_tile = self.query_tile(a, span)?;
         let spec = PagedAttention {
             heads: a.heads,
             cache,
@@ -235,6 +236,7 @@ impl Selection<'_> {
             softcap: a.softcap,
             query_tile,
             pass: query_tile,
+            blocks: span.unwrap_or(1),
             stages: ATTENTION_STAGES,
             split: None,
             result: self.activation_layout(ValueId { node: n, result: 0 }),
@@ -244,7 +246,8 @@ impl Selection<'_> {
             let decode = decode.map(|s| (Some((Sym::T, DECODE_TOKENS)), Spec::PagedAttention(s)));
             return Ok(decode.into_iter().chain([(None, Spec::PagedAttention(spec))]).collect());
         };
-        let split = |spread| Some(Split { parts: gpu.kv_parts, blocks: gpu.kv_part_blocks, spread });
+        let iterations = (gpu.kv_part_blocks / spec.blocks).max(1);
+        let split = |spread| Some(Split { parts: gpu.kv_parts, iterations, spread });
         let tiles = (gpu.kv_spread_programs / a.kv_heads).max(1);
         let pass = (gpu.decode_rows * a.kv_heads / a.heads).clamp(1, query_tile);
         let variant = |spread, pass, stages| {
@@ -257,10 +260,23 @@ impl Selection<'_> {
         ])
     }
 
+    /// Blocks that an iteration visits together where warpgroups multiply them: those of 16-bit heads of one or two lines.
+    fn span(&self, cache: &KvCache) -> Option<usize> {
+        let gpu = self.target.gpu.as_ref()?;
+        let fits = cache.dtype.bits() == 16 && [64, 128].contains(&cache.head_dim);
+        let blocks = gpu.kv_span / cache.block_size;
+        (fits && blocks > 0 && gpu.kv_span.is_multiple_of(cache.block_size)).then_some(blocks)
+    }
+
     /// Tokens of a query tile: as many as fill the rows that the target aims at. The step lists tiles once for all
     /// layers, so layers agree.
-    fn query_tile(&mut self, a: &Attention) -> Result<usize, String> {
-        let tile = (self.target.attention_rows / (a.heads / a.kv_heads)).clamp(1, PAD_ROWS);
+    fn query_tile(&mut self, a: &Attention, span: Option<usize>) -> Result<usize, String> {
+        let group = a.heads / a.kv_heads;
+        let tile = match (&self.target.gpu, span) {
+            // the copy engine keeps to the step's tokens
+            (Some(gpu), Some(_)) => (gpu.kv_span_rows / group).max(1),
+            _ => (self.target.attention_rows / group).clamp(1, PAD_ROWS),
+        };
         match self.program.query_tile {
             0 => self.program.query_tile = tile,
             known if known != tile => {

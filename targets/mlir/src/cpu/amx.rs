@@ -65,7 +65,7 @@ pub(super) fn uses(inst: &Inst, v: Val) -> bool {
     match inst {
         Inst::Store { value, .. } => *value == v,
         Inst::Mma { a, b, acc } => [*a, *b, *acc].contains(&v),
-        Inst::Map(_, args) => args.contains(&v),
+        Inst::Map(_, args) | Inst::Concat(args, _) => args.contains(&v),
         Inst::Select { a, b, x, y, .. } => [*a, *b, *x, *y].contains(&v),
         Inst::Cast(a) | Inst::Reduce(_, a, _) | Inst::Broadcast(a, _) | Inst::Reshape(a) | Inst::Stage(a) => *a == v,
         Inst::Pipeline { init, body, .. } => {

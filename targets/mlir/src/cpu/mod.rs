@@ -281,6 +281,7 @@ impl Lower<'_> {
                 let view = self.operand(*v)?;
                 self.reshape_view(view, &self.kernel.tile(s.results[0]).shape.clone()).map(Value::Operand)
             }
+            Inst::Concat(..) => Err(self.unsupported("operands side by side: they lie wherever their tensors do")),
             _ => self.elementwise(s).map(Value::Tile),
         }
     }

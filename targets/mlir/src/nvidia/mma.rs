@@ -40,7 +40,7 @@ impl Lower<'_> {
     }
 
     fn tensor_cores(&mut self, a: &Operand, b: &Operand, mut sums: Vec<Ssa>, shape: [usize; 2]) -> Vec<Ssa> {
-        let warps = Warps::new(self.threads, shape);
+        let warps = self.warps(shape);
         let source = match self.fragments_of(a, shape) {
             Some(regs) => Source::Registers(regs),
             None => {
@@ -99,7 +99,7 @@ impl Lower<'_> {
     }
 
     /// Two numbers as one register of 16-bit elements.
-    fn pack(&mut self, items: &[Ssa], dtype: DType) -> Ssa {
+    pub(crate) fn pack(&mut self, items: &[Ssa], dtype: DType) -> Ssa {
         let pair = self.narrow(items, dtype);
         self.w.retype(pair, I32)
     }

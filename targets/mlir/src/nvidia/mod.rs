@@ -25,6 +25,7 @@ mod reduce;
 mod shared;
 mod spread;
 mod store;
+mod streams;
 mod tile;
 mod wgmma;
 
@@ -88,6 +89,8 @@ struct Lower<'a> {
     waited: bool,
     /// The statement being lowered.
     loc: Option<Loc>,
+    /// What only a kernel has whose operands the copy engine streams.
+    streams: Option<Box<streams::Streams<'a>>>,
 }
 
 /// The MLIR module of a kernel, and how it is launched.
@@ -97,6 +100,9 @@ pub(crate) fn lower(kernel: &Kernel, target: &Target) -> Result<Lowered, Error> 
     let gpu = target.gpu.as_ref().ok_or_else(|| unsupported("the bounds of a GPU".into()))?;
     if let Some(lowered) = wgmma::lower(kernel, gpu) {
         return Ok(lowered);
+    }
+    if let Some(lowered) = streams::lower(kernel, target, gpu) {
+        return lowered;
     }
     let mut fitting = Cow::Borrowed(kernel);
     loop {
@@ -145,6 +151,7 @@ fn lower_by_warps(kernel: &Kernel, target: &Target) -> Result<(Lowered, usize), 
         w,
         waited: false,
         loc: None,
+        streams: None,
     };
     lower.begin(step);
     lower.programs()?;
@@ -393,6 +400,9 @@ impl Lower<'_> {
 
     fn stmt(&mut self, s: &Stmt) -> Result<(), Error> {
         self.loc.clone_from(&s.loc);
+        if self.consumes() && self.consume(s)? {
+            return Ok(());
+        }
         match &s.inst {
             Inst::Store { tensor, at, value, rows } => {
                 let (at, value) = (self.indices(at)?, self.tile(*value)?);
@@ -442,6 +452,7 @@ impl Lower<'_> {
                 let operand = self.operand(*v)?;
                 self.reshape_operand(operand, &self.kernel.tile(s.results[0]).shape).map(Value::Operand)
             }
+            Inst::Concat(..) => Err(self.unsupported("operands side by side, but for those of warpgroups' products")),
             _ => self.elementwise(s).map(Value::Tile),
         }
     }

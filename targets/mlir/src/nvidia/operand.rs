@@ -8,7 +8,7 @@
 use super::{
     Lower,
     load::Source,
-    place::{Place, Warps, matrix},
+    place::{Place, matrix},
     shared::Region,
     tile::{Data, Tile},
 };
@@ -287,7 +287,7 @@ impl Lower<'_> {
     pub(crate) fn fragments_of(&self, a: &Operand, product: [usize; 2]) -> Option<Vec<Ssa>> {
         let Matrix::Registers(tile) = &a.data else { return None };
         let shape = matrix(&a.shape);
-        let (own, whole) = (Warps::new(self.threads, shape), Warps::new(self.threads, product));
+        let (own, whole) = (self.warps(shape), self.warps(product));
         let same_rows = own.grid[0] == whole.grid[0] && own.grid[1] == 1 && own.fragments[0] == whole.fragments[0];
         match &tile.data {
             Data::Regs(Place::Fragments(s), regs) if *s == shape && same_rows && shape[1].is_multiple_of(16) => {

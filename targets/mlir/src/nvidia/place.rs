@@ -126,6 +126,28 @@ pub(crate) struct Groups {
 }
 
 impl Lower<'_> {
+    /// How warps share a matrix: along rows alone where warpgroups multiply, however few there are.
+    pub(crate) fn warps(&self, shape: Shape) -> Warps {
+        if !self.consumes() {
+            return Warps::new(self.threads, shape);
+        }
+        let (warps, [rows, cols]) = (self.threads / 32, shape);
+        Warps { grid: [warps, 1], fragments: [rows.div_ceil(16 * warps), cols.div_ceil(8)] }
+    }
+
+    /// Whether tiles at two places are in the same registers: what is left of matrices without their columns, where warps
+    /// share rows alike.
+    pub(crate) fn same_registers(&self, a: Place, b: Place) -> bool {
+        let rows = |p: Place| match p {
+            Place::Slice { of: Matrix::Fragments(s), axis: 1 } => Some((s[0], self.warps(s))),
+            _ => None,
+        };
+        let alike = |(n, w): (usize, Warps), (m, v): (usize, Warps)| {
+            n == m && w.grid == v.grid && w.grid[1] == 1 && w.fragments[0] == v.fragments[0]
+        };
+        a == b || rows(a).zip(rows(b)).is_some_and(|(a, b)| alike(a, b))
+    }
+
     /// This thread's warp and its lane in it.
     pub(crate) fn warp_lane(&mut self) -> [Index; 2] {
         let warp = self.w.div(self.thread, 32).bounded(Some(self.threads as i64 / 32 - 1));
@@ -186,7 +208,7 @@ impl Lower<'_> {
 
     /// Rows that a thread has elements of: two of each fragment.
     fn fragment_rows(&mut self, shape: Shape) -> Vec<Index> {
-        let warps = Warps::new(self.threads, shape);
+        let warps = self.warps(shape);
         let [warp, _] = self.warp_at(warps);
         let [_, lane] = self.warp_lane();
         let quad = self.w.div(lane, 4);
@@ -197,7 +219,7 @@ impl Lower<'_> {
 
     /// First columns of the pairs that a thread has: one of each fragment.
     fn fragment_cols(&mut self, shape: Shape) -> Vec<Index> {
-        let warps = Warps::new(self.threads, shape);
+        let warps = self.warps(shape);
         let [_, warp] = self.warp_at(warps);
         let [_, lane] = self.warp_lane();
         let pair = self.w.rem(lane, 4);
@@ -238,7 +260,7 @@ impl Lower<'_> {
     pub(crate) fn slice_registers(&self, of: Matrix, axis: usize) -> Vec<usize> {
         match of {
             Matrix::Fragments(shape) => {
-                let [m, n] = Warps::new(self.threads, shape).fragments;
+                let [m, n] = self.warps(shape).fragments;
                 let register = |i: usize| {
                     let (fragment, within) = (i / 4, i % 4);
                     let (row, col) = (fragment / n * 2 + within / 2, fragment % n * 2 + within % 2);

@@ -15,6 +15,9 @@ use crate::{
 };
 use rvllm_ir::tile::ReduceOp;
 
+/// Sums of a row that grow side by side where registers are scarce.
+const CHAINS: usize = 4;
+
 const F32: Ty = Ty::Scalar(Elem::F32);
 
 fn neutral(op: ReduceOp) -> f32 {
@@ -28,6 +31,8 @@ impl Lower<'_> {
     fn combine(&mut self, op: ReduceOp, a: Ssa, b: Ssa) -> Ssa {
         match op {
             ReduceOp::Sum => self.w.binary("arith.addf", a, b),
+            // rows of a product hold no NaN that a maximum would have to keep
+            ReduceOp::Max if self.consumes() => self.w.intrinsic("llvm.nvvm.fmax.f", &[a, b], F32),
             ReduceOp::Max => map::max(&mut self.w, a, b),
         }
     }
@@ -139,6 +144,17 @@ impl Lower<'_> {
         parts[0]
     }
 
+    /// Every fourth element after the other: a tree would hold half as many again in registers.
+    fn chains(&mut self, op: ReduceOp, parts: Vec<Ssa>) -> Ssa {
+        let chain = |first: usize| {
+            let mut rest = parts.iter().skip(first).step_by(CHAINS).copied();
+            let start = rest.next()?;
+            Some(rest.fold(start, |sum, x| self.combine(op, sum, x)))
+        };
+        let sums = (0..CHAINS).filter_map(chain).collect();
+        self.tree(op, sums)
+    }
+
     fn only_first_lane(&mut self, lane: Index, body: impl FnOnce(&mut Self)) {
         let first = self.w.below(lane, Index::constant(1));
         self.under(first, body);
@@ -160,14 +176,16 @@ impl Lower<'_> {
 
     /// Rows of fragments: the elements of one thread, the four threads of a row, the warps along columns.
     fn reduce_fragments(&mut self, op: ReduceOp, t: &Tile, shape: Shape) -> Data {
-        let regs = self.padded(op, t, Place::Fragments(shape));
-        let warps = Warps::new(self.threads, shape);
+        // rows beyond the matrix's reach none of it
+        let place = Place::Fragments(shape);
+        let regs = if shape[1].is_multiple_of(8) { self.settle(t, place) } else { self.padded(op, t, place) };
+        let warps = self.warps(shape);
         let of = Matrix::Fragments(shape);
         let rows = self.slice_registers(of, 1);
         let mut out = vec![];
         for row in 0..2 * warps.fragments[0] {
             let own = regs.iter().zip(&rows).filter(|(_, r)| **r == row).map(|(v, _)| *v).collect();
-            let own = self.tree(op, own);
+            let own = if self.consumes() { self.chains(op, own) } else { self.tree(op, own) };
             out.push(self.across_lanes(op, own, 4));
         }
         if warps.grid[1] > 1 {

@@ -53,9 +53,12 @@ impl Lower<'_> {
         self.w.offset(self.shared.base, region.offset as i64)
     }
 
-    /// Waits for all threads.
+    /// Waits for all threads that hold tiles.
     pub(crate) fn barrier(&mut self) {
-        self.w.effect("nvvm.barrier0");
+        match self.consumes() {
+            true => self.meet_consumers(),
+            false => self.w.effect("nvvm.barrier0"),
+        }
         self.shared.read.clear();
         self.shared.written.clear();
     }

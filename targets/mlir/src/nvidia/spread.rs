@@ -123,7 +123,7 @@ impl Lower<'_> {
     }
 
     /// Waits for the other CTAs of the cluster; what each wrote is then there for all.
-    fn cluster_barrier(&mut self) {
+    pub(crate) fn cluster_barrier(&mut self) {
         self.w.effect("nvvm.cluster.arrive {aligned}");
         self.w.effect("nvvm.cluster.wait {aligned}");
         self.settle_shared();

@@ -88,7 +88,7 @@ impl Lower<'_> {
         match &t.data {
             Data::Splat(v) => vec![*v; self.registers(place)],
             Data::Ramp { start, div, axis } => self.ramp(*start, *div, *axis, place, &t.shape),
-            Data::Regs(found, regs) if *found == place => regs.clone(),
+            Data::Regs(found, regs) if self.same_registers(*found, place) => regs.clone(),
             Data::Regs(..) => self.convert(t, place),
         }
     }

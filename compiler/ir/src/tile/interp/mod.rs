@@ -193,6 +193,7 @@ impl Machine<'_> {
             Inst::Reduce(op, v, axis) => self.reduce(*op, *v, *axis),
             Inst::Broadcast(v, axis) => self.broadcast(*v, *axis, tile(self).shape[*axis]),
             Inst::Reshape(v) | Inst::Stage(v) => self.get(*v).clone(),
+            Inst::Concat(parts, axis) => self.concat(parts, *axis),
             Inst::Pipeline { .. } => return Ok(None),
         };
         Ok(Some(value))

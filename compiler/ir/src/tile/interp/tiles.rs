@@ -78,6 +78,13 @@ impl Machine<'_> {
         Value::F32((0..outer * inner).map(element).collect())
     }
 
+    pub(super) fn concat(&self, parts: &[Val], axis: usize) -> Value {
+        let run = |v: &Val| self.shape(*v)[axis..].iter().product::<usize>();
+        let outer = self.shape(parts[0])[..axis].iter().product::<usize>();
+        let rows = (0..outer).flat_map(|i| parts.iter().flat_map(move |v| &self.numbers(*v)[i * run(v)..][..run(v)]));
+        Value::F32(rows.copied().collect())
+    }
+
     pub(super) fn broadcast(&self, v: Val, axis: usize, n: usize) -> Value {
         let inner = self.shape(v)[axis..].iter().product::<usize>();
         match self.get(v) {

@@ -207,6 +207,7 @@ fn word(inst: &Inst) -> &'static str {
         Inst::Broadcast(..) => "broadcast",
         Inst::Reshape(_) => "reshape",
         Inst::Stage(_) => "stage",
+        Inst::Concat(..) => "concat",
         Inst::Pipeline { .. } => "pipeline",
     }
 }

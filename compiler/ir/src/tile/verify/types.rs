@@ -56,6 +56,7 @@ pub(super) fn statement(k: &Kernel, s: &Stmt) -> Rule {
         Inst::Broadcast(v, axis) => rules.broadcast(*v, *axis),
         Inst::Reshape(v) => rules.reshape(*v),
         Inst::Stage(v) => rules.stage(*v),
+        Inst::Concat(parts, axis) => rules.concat(parts, *axis),
         Inst::Pipeline { lo, hi, stages, init, body } => rules.pipeline([*lo, *hi], *stages, init, body),
     }
 }
@@ -273,6 +274,16 @@ impl<'k> Rules<'k> {
         let t = self.computed(v)?;
         ensure(t.dtype.is_float(), || format!("makes no operand of {t}"))?;
         self.gives(Layout::Operand, &t.shape, t.dtype)
+    }
+
+    fn concat(&self, parts: &[Val], axis: usize) -> Rule {
+        let Some(first) = parts.first() else { return Err("puts no tiles side by side".into()) };
+        let ([rows, cols], dtype) = self.matrix(*first, Layout::Operand)?;
+        self.agree(parts)?;
+        let mut shape = [rows, cols];
+        ensure(axis < 2, || format!("takes axis {axis} of a matrix"))?;
+        shape[axis] = shape[axis].saturating_mul(parts.len());
+        self.gives(Layout::Operand, &shape, dtype)
     }
 
     fn pipeline(&self, bounds: [Val; 2], stages: usize, init: &[Val], body: &Block) -> Rule {

@@ -15,7 +15,7 @@
 mod consume;
 mod epilogue;
 mod form;
-mod ops;
+pub(super) mod ops;
 mod produce;
 mod product;
 mod raster;

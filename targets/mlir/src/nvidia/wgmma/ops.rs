@@ -3,22 +3,25 @@
 use super::form::LINE_BYTES;
 use crate::text::{Elem, Ssa, Ty, Writer};
 
-pub(super) const I32: Ty = Ty::Scalar(Elem::I32);
+pub(in crate::nvidia) const I32: Ty = Ty::Scalar(Elem::I32);
 
 /// L2 keeps it no longer than it must: weights of a step of few rows, read once.
-pub(super) const EVICT_FIRST: i64 = 0x12F0_0000_0000_0000;
+pub(in crate::nvidia) const EVICT_FIRST: i64 = 0x12F0_0000_0000_0000;
 /// L2 keeps it as long as it can: rows that every CTA reads.
-pub(super) const EVICT_LAST: i64 = 0x14F0_0000_0000_0000;
+pub(in crate::nvidia) const EVICT_LAST: i64 = 0x14F0_0000_0000_0000;
 
 /// A matrix operand in shared memory, K-major with 128-byte swizzle, without its address: bits 62 and up the swizzle, 32 to
 /// 45 the distance of groups of eight rows, 16 to 29 one (not used with a swizzle); addresses and distances in 16 bytes, so that eight lines are half their bytes.
 const DESCRIPTOR: i64 = (1 << 62) | ((LINE_BYTES as i64 / 2) << 32) | (1 << 16);
 
+/// The bits of an address that a descriptor takes.
+const ADDRESS: usize = 0x3ffff;
+
 /// Nanoseconds that a thread may sleep before it looks at a barrier again.
 const PATIENCE: i64 = 10_000_000;
 
 impl Writer {
-    pub(super) fn i32(&mut self, c: usize) -> Ssa {
+    pub(in crate::nvidia) fn i32(&mut self, c: usize) -> Ssa {
         self.ints(I32, c as i64)
     }
 
@@ -27,76 +30,76 @@ impl Writer {
         self.binary(op, a, c)
     }
 
-    pub(super) fn plus(&mut self, a: Ssa, c: usize) -> Ssa {
+    pub(in crate::nvidia) fn plus(&mut self, a: Ssa, c: usize) -> Ssa {
         if c == 0 { a } else { self.with("arith.addi", a, c) }
     }
 
-    pub(super) fn times(&mut self, a: Ssa, c: usize) -> Ssa {
+    pub(in crate::nvidia) fn times(&mut self, a: Ssa, c: usize) -> Ssa {
         if c == 1 { a } else { self.with("arith.muli", a, c) }
     }
 
     /// Quotient of a number that is not negative.
-    pub(super) fn over(&mut self, a: Ssa, c: usize) -> Ssa {
+    pub(in crate::nvidia) fn over(&mut self, a: Ssa, c: usize) -> Ssa {
         if c == 1 { a } else { self.with("arith.divui", a, c) }
     }
 
     /// Remainder of a number that is not negative.
-    pub(super) fn modulo(&mut self, a: Ssa, c: usize) -> Ssa {
+    pub(in crate::nvidia) fn modulo(&mut self, a: Ssa, c: usize) -> Ssa {
         self.with("arith.remui", a, c)
     }
 
-    pub(super) fn xor(&mut self, a: Ssa, c: usize) -> Ssa {
+    pub(in crate::nvidia) fn xor(&mut self, a: Ssa, c: usize) -> Ssa {
         if c == 0 { a } else { self.with("arith.xori", a, c) }
     }
 
-    pub(super) fn sum(&mut self, a: Ssa, b: Ssa) -> Ssa {
+    pub(in crate::nvidia) fn sum(&mut self, a: Ssa, b: Ssa) -> Ssa {
         self.binary("arith.addi", a, b)
     }
 
-    pub(super) fn is(&mut self, predicate: &str, a: Ssa, c: usize) -> Ssa {
+    pub(in crate::nvidia) fn is(&mut self, predicate: &str, a: Ssa, c: usize) -> Ssa {
         let c = self.ints(a.ty, c as i64);
         self.compare(predicate, a, c)
     }
 
     /// To 64 bits, for global addresses.
-    pub(super) fn wide(&mut self, a: Ssa) -> Ssa {
+    pub(in crate::nvidia) fn wide(&mut self, a: Ssa) -> Ssa {
         self.convert("arith.extui", a, Ty::I64)
     }
 
-    pub(super) fn special_register(&mut self, name: &str) -> Ssa {
+    pub(in crate::nvidia) fn special_register(&mut self, name: &str) -> Ssa {
         self.nullary(&format!("nvvm.read.ptx.sreg.{name}"), I32)
     }
 
     // barriers in shared memory
 
     /// A barrier that completes when so many threads arrived, and the bytes announced have.
-    pub(super) fn init_barrier(&mut self, barrier: Ssa, arrivals: usize) {
+    pub(in crate::nvidia) fn init_barrier(&mut self, barrier: Ssa, arrivals: usize) {
         let n = self.i32(arrivals);
         self.effect(&format!("nvvm.mbarrier.init {barrier}, {n} : !llvm.ptr<3>, i32"));
     }
 
-    pub(super) fn fence_barriers(&mut self) {
+    pub(in crate::nvidia) fn fence_barriers(&mut self) {
         self.effect("nvvm.fence.mbarrier.init");
     }
 
     /// Arrives, and announces bytes that the copy engine will bring.
-    pub(super) fn expect(&mut self, barrier: Ssa, bytes: usize) {
+    pub(in crate::nvidia) fn expect(&mut self, barrier: Ssa, bytes: usize) {
         let n = self.i32(bytes);
         self.effect(&format!("nvvm.mbarrier.arrive.expect_tx {barrier}, {n} : !llvm.ptr<3>, i32"));
     }
 
-    pub(super) fn arrive(&mut self, barrier: Ssa) {
+    pub(in crate::nvidia) fn arrive(&mut self, barrier: Ssa) {
         self.op(Ty::I64, format_args!("nvvm.mbarrier.arrive {barrier} : !llvm.ptr<3> -> i64"));
     }
 
     /// Waits for the phase of this parity to complete.
-    pub(super) fn await_phase(&mut self, barrier: Ssa, parity: Ssa) {
+    pub(in crate::nvidia) fn await_phase(&mut self, barrier: Ssa, parity: Ssa) {
         let ticks = self.ints(I32, PATIENCE);
         self.effect(&format!("nvvm.mbarrier.try_wait.parity {barrier}, {parity}, {ticks} : !llvm.ptr<3>, i32, i32"));
     }
 
     /// Waits for the other threads of a group that has barrier `id` to itself.
-    pub(super) fn meet(&mut self, id: Ssa, threads: usize) {
+    pub(in crate::nvidia) fn meet(&mut self, id: Ssa, threads: usize) {
         let n = self.i32(threads);
         self.effect(&format!("nvvm.barrier id = {id} number_of_threads = {n}"));
     }
@@ -109,7 +112,14 @@ impl Writer {
     }
 
     /// Bytes next to each other, from global to shared memory.
-    pub(super) fn copy_bytes(&mut self, to: Ssa, from: Ssa, barrier: Ssa, bytes: usize, policy: Option<i64>) {
+    pub(in crate::nvidia) fn copy_bytes(
+        &mut self,
+        to: Ssa,
+        from: Ssa,
+        barrier: Ssa,
+        bytes: usize,
+        policy: Option<i64>,
+    ) {
         let (to, n) = (self.cluster_address(to), self.i32(bytes));
         let hint = self.policy(policy);
         self.effect(&format!(
@@ -118,12 +128,12 @@ impl Writer {
     }
 
     /// A box of a tensor, to shared memory; `at` is innermost first.
-    pub(super) fn copy_box(&mut self, to: Ssa, map: Ssa, barrier: Ssa, at: [Ssa; 2], policy: Option<i64>) {
+    pub(in crate::nvidia) fn copy_box(&mut self, to: Ssa, map: Ssa, barrier: Ssa, at: &[Ssa], policy: Option<i64>) {
         let to = self.cluster_address(to);
-        let [x, y] = at;
+        let at = at.iter().map(Ssa::to_string).collect::<Vec<_>>().join(", ");
         let hint = self.policy(policy);
         self.effect(&format!(
-            "nvvm.cp.async.bulk.tensor.shared.cluster.global {to}, {map}, {barrier}, box[{x}, {y}]{hint} : \
+            "nvvm.cp.async.bulk.tensor.shared.cluster.global {to}, {map}, {barrier}, box[{at}]{hint} : \
              !llvm.ptr<7>, !llvm.ptr"
         ));
     }
@@ -136,7 +146,7 @@ impl Writer {
     }
 
     /// A box from shared memory to a tensor, in a group of its own.
-    pub(super) fn store_box(&mut self, map: Ssa, from: Ssa, [x, y]: [Ssa; 2]) {
+    pub(in crate::nvidia) fn store_box(&mut self, map: Ssa, from: Ssa, [x, y]: [Ssa; 2]) {
         self.effect(&format!(
             "nvvm.cp.async.bulk.tensor.global.shared.cta {map}, {from}, box[{x}, {y}] : !llvm.ptr, !llvm.ptr<3>"
         ));
@@ -144,43 +154,56 @@ impl Writer {
     }
 
     /// Waits until at most `pending` of this thread's groups of stores still read shared memory.
-    pub(super) fn await_reads(&mut self, pending: usize) {
+    pub(in crate::nvidia) fn await_reads(&mut self, pending: usize) {
         self.effect(&format!("nvvm.cp.async.bulk.wait_group {pending} {{read}}"));
     }
 
     /// Waits until this thread's groups of stores are done.
-    pub(super) fn await_stores(&mut self) {
+    pub(in crate::nvidia) fn await_stores(&mut self) {
         self.effect("nvvm.cp.async.bulk.wait_group 0");
     }
 
     /// Makes this thread's writes of shared memory visible to the copy engine.
-    pub(super) fn fence_copies(&mut self) {
+    pub(in crate::nvidia) fn fence_copies(&mut self) {
         self.effect("nvvm.fence.proxy {kind = #nvvm.proxy_kind<async.shared>, space = #nvvm.shared_space<cta>}");
     }
 
-    pub(super) fn prefetch_map(&mut self, map: Ssa) {
+    pub(in crate::nvidia) fn prefetch_map(&mut self, map: Ssa) {
         self.effect(&format!("nvvm.prefetch tensormap, {map} : !llvm.ptr"));
     }
 
     // matrices
 
     /// Descriptor of an operand at `p`.
-    pub(super) fn descriptor(&mut self, p: Ssa) -> Ssa {
+    pub(in crate::nvidia) fn descriptor(&mut self, p: Ssa) -> Ssa {
+        self.descriptor_with(p, DESCRIPTOR)
+    }
+
+    /// A descriptor that is this one but for the address. In a cluster an address says which CTA's memory it is of, too.
+    pub(in crate::nvidia) fn descriptor_with(&mut self, p: Ssa, base: i64) -> Ssa {
         let at = self.op(I32, format_args!("llvm.ptrtoint {p} : !llvm.ptr<3> to i32"));
+        let at = self.with("arith.andi", at, ADDRESS);
         let at = self.with("arith.shrui", at, 4);
         let at = self.wide(at);
-        let base = self.int(DESCRIPTOR);
+        let base = self.int(base);
         self.binary("arith.ori", at, base)
     }
 
     /// The descriptor of what lies so many bytes behind.
-    pub(super) fn behind(&mut self, descriptor: Ssa, bytes: usize) -> Ssa {
+    pub(in crate::nvidia) fn behind(&mut self, descriptor: Ssa, bytes: usize) -> Ssa {
         self.plus(descriptor, bytes >> 4)
     }
 
     /// `sums + a bᵀ`, or the product alone where `fresh` and `sums` is any value, for 64 rows of a, n of b and k columns of
     /// both, which are 32 bytes; not done before [`Writer::await_products`].
-    pub(super) fn multiply(&mut self, [a, b]: [Ssa; 2], sums: Ssa, fresh: bool, [n, k]: [usize; 2], elem: &str) -> Ssa {
+    pub(in crate::nvidia) fn multiply(
+        &mut self,
+        [a, b]: [Ssa; 2],
+        sums: Ssa,
+        fresh: bool,
+        [n, k]: [usize; 2],
+        elem: &str,
+    ) -> Ssa {
         let ty = sums.ty;
         let out = if fresh { "zero" } else { "one" };
         self.op(
@@ -194,7 +217,7 @@ impl Writer {
     }
 
     /// The sums of the members of two structures.
-    pub(super) fn add_members(&mut self, a: Ssa, b: Ssa) -> Ssa {
+    pub(in crate::nvidia) fn add_members(&mut self, a: Ssa, b: Ssa) -> Ssa {
         let Ty::Struct(n, _) = a.ty else { return self.binary("arith.addf", a, b) };
         let mut sums = a;
         for i in 0..n {
@@ -205,23 +228,82 @@ impl Writer {
         sums
     }
 
-    pub(super) fn begin_products(&mut self) {
+    pub(in crate::nvidia) fn begin_products(&mut self) {
         self.effect("nvvm.wgmma.fence.aligned");
     }
 
-    pub(super) fn await_products(&mut self) {
+    pub(in crate::nvidia) fn await_products(&mut self) {
+        self.commit_products();
+        self.await_groups(0);
+    }
+
+    /// Makes a group of the products begun since the last.
+    pub(in crate::nvidia) fn commit_products(&mut self) {
         self.effect("nvvm.wgmma.commit.group.sync.aligned");
-        self.effect("nvvm.wgmma.wait.group.sync.aligned 0");
+    }
+
+    /// Waits until at most `pending` groups of products are under way.
+    pub(in crate::nvidia) fn await_groups(&mut self, pending: usize) {
+        self.effect(&format!("nvvm.wgmma.wait.group.sync.aligned {pending}"));
+    }
+
+    /// The same values, which nothing that is computed from them may come before: products write their sums, and read their
+    /// registers, behind the compiler's back.
+    pub(in crate::nvidia) fn pinned(&mut self, values: &[Ssa]) -> Vec<Ssa> {
+        let class = if values[0].ty == I32 { "r" } else { "f" };
+        let outputs = values.iter().map(|_| format!("={class}"));
+        let tied = (0..values.len()).map(|i| i.to_string());
+        let constraints: Vec<String> = outputs.chain(tied).collect();
+        self.assembly("", &constraints, values, values.len())
+    }
+
+    /// `sums + a b` for 64 rows of a, in registers, 16 of k, and n columns of b, whose lines are rows of k; not done before
+    /// [`Writer::await_groups`]. LLVM has the instruction with both operands in shared memory alone.
+    pub(in crate::nvidia) fn multiply_registers(&mut self, a: &[Ssa], b: Ssa, sums: &[Ssa], elem: &str) -> Vec<Ssa> {
+        let n = sums.len();
+        let names = |range: std::ops::Range<usize>| range.map(|i| format!("${i}")).collect::<Vec<_>>().join(", ");
+        let text = format!(
+            "{{ .reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n{}k16.f32.{elem}.{elem} {{{}}}, \
+             {{{}}}, ${}, p, 1, 1, 1; }}",
+            2 * n,
+            names(0..n),
+            names(2 * n..2 * n + a.len()),
+            2 * n + a.len(),
+        );
+        let outputs = sums.iter().map(|_| "=f".to_string());
+        let tied = (0..n).map(|i| i.to_string());
+        let registers = a.iter().map(|_| "r".to_string());
+        let constraints: Vec<String> = outputs.chain(tied).chain(registers).chain(["l".to_string()]).collect();
+        let args = [sums, a, &[b]].concat();
+        self.assembly(&text, &constraints, &args, n)
+    }
+
+    /// Inline assembly with `outputs` results of the first argument's type.
+    fn assembly(&mut self, text: &str, constraints: &[String], args: &[Ssa], outputs: usize) -> Vec<Ssa> {
+        let of = args[0].ty;
+        let elem = if of == I32 { Elem::I32 } else { Elem::F32 };
+        let result = if outputs == 1 { of } else { Ty::Struct(outputs, elem) };
+        let join = |parts: Vec<String>| parts.join(", ");
+        let types = join(args.iter().map(|a| a.ty.to_string()).collect());
+        let names = join(args.iter().map(Ssa::to_string).collect());
+        let all = self.op(
+            result,
+            format_args!(
+                "llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"{}\" {names} : ({types}) -> {result}",
+                constraints.join(",")
+            ),
+        );
+        (0..outputs).map(|i| self.member(all, i)).collect()
     }
 
     /// Gives registers to the other warpgroups, or takes theirs.
-    pub(super) fn resize_registers(&mut self, action: &str, registers: usize) {
+    pub(in crate::nvidia) fn resize_registers(&mut self, action: &str, registers: usize) {
         self.effect(&format!("nvvm.setmaxregister {action} {registers}"));
     }
 
     /// 8 × 8 matrices of 16-bit elements from the registers of a warp to rows in shared memory; lane 8 i + j has the address
     /// of row j of matrix i.
-    pub(super) fn store_matrices(&mut self, p: Ssa, regs: &[Ssa], transposed: bool) {
+    pub(in crate::nvidia) fn store_matrices(&mut self, p: Ssa, regs: &[Ssa], transposed: bool) {
         let layout = if transposed { "col" } else { "row" };
         let list = regs.iter().map(|r| r.to_string()).collect::<Vec<_>>().join(", ");
         let types = vec!["i32"; regs.len()].join(", ");

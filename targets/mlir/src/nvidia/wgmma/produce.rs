@@ -186,7 +186,7 @@ impl Lower<'_> {
             let column = self.w.plus(column, l * self.product.line);
             let to = self.w.offset(to, (l * self.form.rows * LINE_BYTES) as i64);
             debug_assert_eq!(to.ty, Ty::Shared);
-            self.w.copy_box(to, self.a_map, full, [column, row], policy);
+            self.w.copy_box(to, self.a_map, full, &[column, row], policy);
         }
     }
 }

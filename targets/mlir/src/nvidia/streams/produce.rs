@@ -1,0 +1,204 @@
+//! The producer: one thread walks the program as its consumers do, but computes indices alone, and has the copy engine bring
+//! every stream. It reads the tables that say where one iteration ahead.
+
+use super::{
+    super::{Lower, Value, spread},
+    find::{LINE, LINE_BYTES, Stream, Through},
+};
+use crate::{
+    Error,
+    index::Index,
+    text::{Elem, Ssa, Ty},
+};
+use rvllm_ir::tile::{Block, IndexOp, Inst, Stmt, Val};
+
+impl Lower<'_> {
+    pub(super) fn produce_block(&mut self, block: &Block) -> Result<(), Error> {
+        block.stmts.iter().try_for_each(|s| self.produce(s))
+    }
+
+    fn produce(&mut self, s: &Stmt) -> Result<(), Error> {
+        match &s.inst {
+            Inst::ProgramId(_) | Inst::Const(_) | Inst::Sym(_) | Inst::Index(..) | Inst::Read { .. } => {
+                let i = self.scalar(&s.inst)?;
+                self.values.insert(s.results[0], Value::Index(i));
+                Ok(())
+            }
+            Inst::Pipeline { lo, hi, body, .. } => self.produce_loop(s, [*lo, *hi], body),
+            Inst::Load { .. } | Inst::Concat(..) => match self.streamed(s.results[0]) {
+                Some(stream) => {
+                    let n = self.passed(stream.through);
+                    if self.brings(0) {
+                        self.bring(&stream, n)?;
+                    }
+                    self.count_kept(&stream);
+                    Ok(())
+                }
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn produce_loop(&mut self, s: &Stmt, [lo, hi]: [Val; 2], body: &Block) -> Result<(), Error> {
+        let passing = self.passing(body);
+        let [lo, hi] = [self.index(lo)?, self.index(hi)?];
+        if !passing.is_empty() {
+            return self.produce_passing([lo, hi], body, &passing);
+        }
+        if spread::parts(self.kernel, s) == Some(self.cluster) {
+            self.values.insert(body.params[0], Value::Index(self.rank));
+            self.produce_block(body)?;
+            // the consumers' two: what they found is there, and is joined
+            self.cluster_barrier();
+            self.cluster_barrier();
+            return Ok(());
+        }
+        let bounds = [self.w.ssa(lo), self.w.ssa(hi), self.w.int(1)];
+        let numbers = self.numbers();
+        let open = self.w.begin_loop(bounds, &numbers);
+        self.values.insert(body.params[0], Value::Index(Index::value(open.i)));
+        self.set_passed(&open.carried.clone());
+        self.produce_block(body)?;
+        let numbers = self.numbers();
+        let numbers = self.w.end_loop(open, &numbers);
+        self.set_passed(&numbers);
+        Ok(())
+    }
+
+    /// An innermost loop: entries of tables for the next iteration are read before this one's slots are waited for.
+    fn produce_passing(&mut self, [lo, hi]: [Index; 2], body: &Block, passing: &[Stream]) -> Result<(), Error> {
+        let first = self.passed(Through::Passing);
+        let (from, to) = (self.w.ssa(lo), self.w.ssa(hi));
+        let any = self.w.compare("slt", from, to);
+        let reads = self.reads(body, passing);
+        self.w.begin_if(any);
+        let found = self.look_up_at(lo, body, &reads)?;
+        let bounds = [from, to, self.w.int(1)];
+        let open = self.w.begin_loop(bounds, &found);
+        let i = Index::value(open.i);
+        let next = self.w.add_const(i, 1);
+        let last = self.w.index(IndexOp::Sub, hi, Index::constant(1));
+        let next = self.w.index(IndexOp::Min, next, last);
+        let later = self.look_up_at(next, body, &reads)?;
+        self.indices_of(i, body)?;
+        for (v, found) in reads.iter().zip(&open.carried) {
+            self.values.insert(*v, Value::Index(Index::value(*found)));
+        }
+        self.dependents(body, &reads)?;
+        for (order, stream) in passing.iter().enumerate().filter(|(order, _)| self.brings(*order)).collect::<Vec<_>>() {
+            let n = self.stream_number(first, [lo, i], passing.len(), order);
+            self.bring(stream, n)?;
+        }
+        self.w.end_loop(open, &later);
+        self.w.end();
+        self.count_passed([lo, hi], passing.len());
+        Ok(())
+    }
+
+    /// The indices of a body in iteration `i`.
+    pub(super) fn indices_of(&mut self, i: Index, body: &Block) -> Result<(), Error> {
+        self.values.insert(body.params[0], Value::Index(i));
+        let scalar = |s: &&Stmt| matches!(s.inst, Inst::Const(_) | Inst::Sym(_) | Inst::Index(..) | Inst::Read { .. });
+        for s in body.stmts.iter().filter(scalar) {
+            let value = self.scalar(&s.inst)?;
+            self.values.insert(s.results[0], Value::Index(value));
+        }
+        Ok(())
+    }
+
+    /// Indices computed from what was read, again.
+    fn dependents(&mut self, body: &Block, reads: &[Val]) -> Result<(), Error> {
+        for s in &body.stmts {
+            if matches!(s.inst, Inst::Index(..)) && !reads.contains(&s.results[0]) {
+                let value = self.scalar(&s.inst)?;
+                self.values.insert(s.results[0], Value::Index(value));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a body reads of tables in iteration `i`.
+    fn look_up_at(&mut self, i: Index, body: &Block, reads: &[Val]) -> Result<Vec<Ssa>, Error> {
+        self.indices_of(i, body)?;
+        let found = reads.iter().map(|v| self.index(*v)).collect::<Result<Vec<_>, _>>()?;
+        Ok(found.into_iter().map(|i| self.w.ssa(i)).collect())
+    }
+
+    /// The number, from `first` on, of stream `order` of `count` in iteration `i` of a loop from `lo` on.
+    pub(super) fn stream_number(&mut self, first: Ssa, [lo, i]: [Index; 2], count: usize, order: usize) -> Ssa {
+        let done = self.w.index(IndexOp::Sub, i, lo);
+        let done = self.narrow_index(done);
+        let done = self.w.times(done, count);
+        let n = self.w.sum(first, done);
+        self.w.plus(n, order)
+    }
+
+    /// Counts what a loop's iterations passed.
+    pub(super) fn count_passed(&mut self, [lo, hi]: [Index; 2], count: usize) {
+        let trips = self.w.index(IndexOp::Sub, hi, lo);
+        let trips = self.w.index(IndexOp::Max, trips, Index::constant(0));
+        let trips = self.narrow_index(trips);
+        let trips = self.w.times(trips, count);
+        let [kept, passing] = [Through::Kept, Through::Passing].map(|t| self.passed(t));
+        let passing = self.w.sum(passing, trips);
+        self.set_passed(&[kept, passing]);
+    }
+
+    /// Counts one that is kept.
+    pub(super) fn count_kept(&mut self, stream: &Stream) {
+        let [kept, passing] = [Through::Kept, Through::Passing].map(|t| self.passed(t));
+        if stream.through == Through::Kept {
+            let kept = self.w.plus(kept, 1);
+            self.set_passed(&[kept, passing]);
+        }
+    }
+
+    fn narrow_index(&mut self, i: Index) -> Ssa {
+        let v = self.w.ssa(i);
+        self.w.convert("arith.trunci", v, Ty::Scalar(Elem::I32))
+    }
+
+    /// Fills the slot of number `n` with a stream: line by line, part after part.
+    fn bring(&mut self, stream: &Stream, n: Ssa) -> Result<(), Error> {
+        let slot = self.slot(stream.through, n);
+        self.await_empty(slot);
+        let leader = self.w.special_register("tid.x");
+        let leader = self.w.modulo(leader, 32);
+        let leader = self.w.is("eq", leader, 0);
+        let map = self.map_of(stream);
+        self.w.begin_if(leader);
+        self.w.expect(slot.full, stream.copied());
+        for (number, part) in stream.parts.iter().enumerate() {
+            let mut at = vec![];
+            for v in &part.at {
+                let i = self.index(*v)?;
+                at.push(self.narrow_index(i));
+            }
+            for line in 0..stream.lines() {
+                let to = line * stream.line_bytes() + number * stream.part_rows() * LINE_BYTES;
+                let to = self.w.offset(slot.start, to as i64);
+                let mut at = at.clone();
+                at[0] = self.w.plus(at[0], line * LINE);
+                self.w.copy_box(to, map, slot.full, &at, None);
+            }
+        }
+        self.w.end();
+        Ok(())
+    }
+
+    /// Entries of tables that say where the streams are which this thread brings.
+    fn reads(&self, body: &Block, passing: &[Stream]) -> Vec<Val> {
+        let own = passing.iter().enumerate().filter(|(order, _)| self.brings(*order));
+        let mut rest: Vec<Val> = own.flat_map(|(_, s)| s.parts.iter().flat_map(|p| p.at.clone())).collect();
+        let mut found = vec![];
+        while let Some(v) = rest.pop() {
+            match body.stmts.iter().find(|s| s.results.contains(&v)) {
+                Some(s) if matches!(s.inst, Inst::Read { .. }) => found.extend((!found.contains(&v)).then_some(v)),
+                Some(s) => rest.extend(s.inst.operands()),
+                None => {}
+            }
+        }
+        found
+    }
+}
