@@ -71,8 +71,8 @@ fn both_products_are_warpgroups_and_the_copy_engine_brings_what_they_read() {
             let launch = object.parts[0].launch.as_ref().unwrap();
             assert_eq!(launch.tensor_maps.len(), 3, "{i} {variant}");
             if assembler().is_some() {
-                // a few numbers of a program, nothing of an iteration
-                assert!(launch.spill_bytes.unwrap() <= 32, "{i} {variant}: {:?}", launch.spill_bytes);
+                // numbers of a program; its sums and scores alone take 64 times as much
+                assert!(launch.spill_bytes.unwrap() <= 64, "{i} {variant}: {:?}", launch.spill_bytes);
             }
         }
     }
