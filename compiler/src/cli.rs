@@ -4,6 +4,7 @@
 //! - results go to stdout, progress and errors to stderr;
 //! - the exit code is 0, 1 for a failed compile, 2 for wrong arguments, 130 when interrupted.
 
+mod evaluate;
 mod machine;
 mod show;
 mod watch;
@@ -12,9 +13,14 @@ use crate::{
     Error, Options,
     cache::compile_cached,
     options::{DTypeChoice, QuantizeChoice, Stage, WeightsMode},
+    report::Report,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{path::PathBuf, process::ExitCode};
+use evaluate::Evaluation;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 use watch::Watch;
 
 /// Compile a model ahead of time into one artifact.
@@ -83,6 +89,10 @@ struct Compile {
     /// Expected outputs for `rvllm verify` [default: the model's goldens.json].
     #[arg(long, value_name = "FILE")]
     goldens: Option<PathBuf>,
+    /// Score the artifact on this text after compiling, with `rvllm eval perplexity`, and keep the report in it; with
+    /// --quantize in comparison with the model as it is, which is compiled into the cache.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cache", "dummy_weights"])]
+    eval_text: Option<PathBuf>,
     /// Dump stages: graph, fused, tile, mlir, llvm, asm. Without -o no artifact is written.
     #[arg(long, value_name = "STAGE[,STAGE]", value_delimiter = ',')]
     emit: Vec<Stage>,
@@ -153,20 +163,51 @@ impl Compile {
         }
     }
 
-    fn run(&self) -> anyhow::Result<()> {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let evaluation = self.evaluation()?;
         let watch = Watch::new(self.quiet, self.emit_dir.clone())?;
         let options = self.options();
         if self.cache {
             let cached = compile_cached(&options, &watch)?;
             watch.clear();
-            return show::cached(&cached, self.json);
+            show::cached(&cached, self.json)?;
+            return Ok(ExitCode::SUCCESS);
         }
         let report = crate::compile(&options, &watch)?;
         watch.clear();
-        match self.emit.is_empty() || self.emit_dir.is_some() {
-            true => show::report(&report, self.json),
-            false => Ok(()),
+        match (evaluation, &report.artifact) {
+            (Some(evaluation), Some(artifact)) => self.evaluated(&report, &evaluation, artifact),
+            _ => self.show(&report, None),
         }
+    }
+
+    /// What `--eval-text` asks for.
+    fn evaluation(&self) -> anyhow::Result<Option<Evaluation>> {
+        let Some(text) = &self.eval_text else { return Ok(None) };
+        if !self.options().artifact || !matches!(self.weights, WeightsArg::Embed | WeightsArg::External) {
+            anyhow::bail!("--eval-text scores an artifact with weights · help: write one with -o and --weights embed");
+        }
+        let reference = self.quantize.and(self.model.as_deref());
+        let dtype = self.dtype.to_possible_value().filter(|_| !matches!(self.dtype, DTypeArg::Auto));
+        Evaluation::new(text, reference, dtype.as_ref().map(|d| d.get_name())).map(Some)
+    }
+
+    fn evaluated(&self, report: &Report, evaluation: &Evaluation, artifact: &Path) -> anyhow::Result<ExitCode> {
+        if self.json {
+            let scored = evaluation.report(artifact)?;
+            self.show(report, scored.as_ref().ok())?;
+            return Ok(scored.err().unwrap_or(ExitCode::SUCCESS));
+        }
+        self.show(report, None)?;
+        evaluation.show(artifact)
+    }
+
+    /// Prints what came of a compile, unless dumps go where it would.
+    fn show(&self, report: &Report, evaluation: Option<&serde_json::Value>) -> anyhow::Result<ExitCode> {
+        if self.emit.is_empty() || self.emit_dir.is_some() {
+            show::report(report, evaluation, self.json)?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -174,11 +215,11 @@ impl Compile {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Some(Command::Targets { json }) => machine::show(json),
+        Some(Command::Targets { json }) => machine::show(json).map(|()| ExitCode::SUCCESS),
         None => cli.compile.run(),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let (message, help) = rvllm_artifact::explain(error.as_ref());
             eprintln!("error: {message}");

@@ -8,11 +8,17 @@ use rvllm_artifact::amount::{count, size};
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// Prints a report.
-pub(super) fn report(report: &Report, json: bool) -> anyhow::Result<()> {
+/// Prints a report, as JSON with what scoring came to.
+pub(super) fn report(report: &Report, evaluation: Option<&Value>, json: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match json {
-        true => writeln!(out, "{:#}", value(report))?,
+        true => {
+            let mut value = value(report);
+            if let Some(evaluation) = evaluation {
+                value["evaluation"] = evaluation.clone();
+            }
+            writeln!(out, "{value:#}")?;
+        }
         false => write!(out, "{}", table(report))?,
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! A checkpoint: a directory with one or several safetensors files, or one GGUF file, mapped.
 //!
+//! Matrices that are stored quantised are given out as the numbers that they stand for, and as parts: see [`crate::quantized`].
+//!
 //! The files must not be changed while they are mapped.
 
 use crate::{
@@ -8,6 +10,7 @@ use crate::{
     header::{Header, hex},
     manifest::CheckpointFile,
     map,
+    quantized::{Quantized, Stored, config::Config, layout::Files},
     source::{Source, TensorType},
 };
 use memmap2::Mmap;
@@ -22,6 +25,8 @@ use std::{
 
 /// Largest `model.safetensors.index.json` read.
 const MAX_INDEX: u64 = 64 << 20;
+/// Largest `config.json` read.
+const MAX_CONFIG: u64 = 64 << 20;
 /// Most files of a checkpoint.
 const MAX_FILES: usize = 4096;
 
@@ -32,6 +37,8 @@ pub struct Checkpoint {
     files: Vec<OpenFile>,
     /// Index of the file that holds each tensor.
     tensors: BTreeMap<String, usize>,
+    /// The matrices that some of them make.
+    quantized: Quantized,
 }
 
 #[derive(Debug)]
@@ -97,7 +104,8 @@ impl Checkpoint {
     /// Opens a GGUF file, or `model.safetensors` or the files of `model.safetensors.index.json` of a directory.
     ///
     /// # Errors
-    /// No such files (one message for `pytorch_model.bin`), or a header that is not valid.
+    /// No such files (one message for `pytorch_model.bin`), a header that is not valid, or quantised matrices of a layout
+    /// that is not known or whose tensors do not fit each other.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         if dir.is_file() {
             return Checkpoint::of_gguf(dir);
@@ -105,7 +113,7 @@ impl Checkpoint {
         const SINGLE: &str = "model.safetensors";
         let index = dir.join("model.safetensors.index.json");
         if dir.join(SINGLE).is_file() {
-            return Checkpoint::from_files(dir, &BTreeSet::from([SINGLE]));
+            return Checkpoint::from_files(dir, &BTreeSet::from([SINGLE]))?.with_matrices();
         }
         if !index.is_file() {
             return Err(Error::Checkpoint { path: dir.into(), problem: nothing_in(dir).into() });
@@ -116,7 +124,36 @@ impl Checkpoint {
         for (tensor, file) in &weight_map {
             checkpoint.place(tensor, file)?;
         }
-        Ok(checkpoint)
+        checkpoint.with_matrices()
+    }
+
+    /// Finds the matrices that its config.json says are quantised.
+    fn with_matrices(mut self) -> Result<Checkpoint> {
+        let path = self.dir.join("config.json");
+        if path.is_file() {
+            let bytes = map::read_bounded(&path, MAX_CONFIG)?;
+            // a config that is no JSON is for its own reader to refuse
+            let config = serde_json::from_slice(&bytes).unwrap_or_default();
+            let config = Config::of(&config).map_err(|problem| Error::Checkpoint { path, problem })?;
+            let found = config.map(|config| Quantized::find(config, &self)).transpose();
+            let wrong = |problem| Error::Checkpoint { path: self.dir.clone(), problem };
+            self.quantized = found.map_err(wrong)?.unwrap_or_default();
+        }
+        Ok(self)
+    }
+
+    /// How the parts of a matrix are given out, where it is stored quantised and kernels can multiply with them.
+    pub fn stored(&self, name: &str) -> Option<Stored> {
+        match self.gguf() {
+            Some(gguf) => gguf.stored(name),
+            None => self.quantized.stored(name),
+        }
+    }
+
+    /// Whether a matrix is stored quantised, in any layout.
+    pub fn is_quantized(&self, name: &str) -> bool {
+        let encoding = self.gguf().and_then(|gguf| gguf.encoding(name));
+        encoding.is_some_and(|e| !e.is_plain()) || self.quantized.contains(name)
     }
 
     /// The keys and values of a GGUF file.
@@ -132,7 +169,12 @@ impl Checkpoint {
         let layout = Layout::Gguf(Box::new(Gguf::read(&place, &map)?));
         let name = path.file_name().map_or_else(|| place.clone(), |n| n.to_string_lossy().into_owned());
         let tensors = layout.names().into_iter().map(|name| (name, 0)).collect();
-        Ok(Checkpoint { dir: path.into(), files: vec![OpenFile { name, place, map, layout }], tensors })
+        Ok(Checkpoint {
+            dir: path.into(),
+            files: vec![OpenFile { name, place, map, layout }],
+            tensors,
+            quantized: Quantized::default(),
+        })
     }
 
     fn from_files(dir: &Path, names: &BTreeSet<&str>) -> Result<Checkpoint> {
@@ -145,7 +187,7 @@ impl Checkpoint {
         }
         let files = names.iter().map(|name| OpenFile::open(dir, name)).collect::<Result<Vec<_>>>()?;
         let all = files.iter().enumerate().flat_map(|(i, file)| file.layout.names().into_iter().map(move |n| (n, i)));
-        Ok(Checkpoint { dir: dir.into(), tensors: all.collect(), files })
+        Ok(Checkpoint { dir: dir.into(), tensors: all.collect(), files, quantized: Quantized::default() })
     }
 
     /// Takes a tensor from the file that the index names.
@@ -169,9 +211,10 @@ impl Checkpoint {
         if self.gguf().is_some() { self.dir.clone() } else { self.dir.join(&file.name) }
     }
 
-    /// Names of all tensors, sorted.
+    /// Names of all tensors, those of quantised matrices first.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        let plain = self.tensors.keys().map(String::as_str).filter(|name| !self.quantized.consumes(name));
+        self.quantized.names().chain(plain)
     }
 
     /// Its files with the sums of their headers, for [`crate::manifest::Weights::External`].
@@ -216,25 +259,39 @@ impl Checkpoint {
     pub fn check(&self, expected: &[(String, Vec<u64>)], ignored: &dyn Fn(&str) -> bool) -> Vec<Mismatch> {
         let expected: BTreeMap<&str, &Vec<u64>> = expected.iter().map(|(name, shape)| (name.as_str(), shape)).collect();
         let mut wrong: Vec<Mismatch> = expected.iter().filter_map(|(name, shape)| self.mismatch(name, shape)).collect();
-        let extra = self.names().filter(|name| !expected.contains_key(name) && !ignored(name));
-        wrong.extend(extra.filter_map(|name| {
-            Some(Mismatch::Extra { name: name.to_string(), found: self.file_of(name)?.layout.shape(name)? })
-        }));
+        let extra =
+            self.names().filter(|name| !expected.contains_key(name) && !ignored(name) && !self.adds_nothing(name));
+        wrong.extend(
+            extra.filter_map(|name| Some(Mismatch::Extra { name: name.to_string(), found: self.shape(name)? })),
+        );
         wrong.sort_by(|a, b| a.name().cmp(b.name()));
         wrong
     }
 
     fn mismatch(&self, name: &str, expected: &[u64]) -> Option<Mismatch> {
         let (name, expected) = (name.to_string(), expected.to_vec());
-        match self.file_of(&name).and_then(|file| file.layout.shape(&name)) {
+        match self.shape(&name) {
             None => Some(Mismatch::Missing { name, expected }),
             Some(found) if found != expected => Some(Mismatch::Misshaped { name, found, expected }),
             Some(_) => None,
         }
     }
 
+    fn shape(&self, name: &str) -> Option<Vec<u64>> {
+        let matrix = self.quantized.tensor(name).map(|ty| ty.shape);
+        matrix.or_else(|| self.file_of(name)?.layout.shape(name))
+    }
+
+    /// Whether a tensor is the bias of a quantised matrix and all zeros, which some quantisers write for every matrix.
+    fn adds_nothing(&self, name: &str) -> bool {
+        let stem = name.strip_suffix(".bias").filter(|stem| self.quantized.contains(&format!("{stem}.weight")));
+        stem.is_some() && self.all(name).iter().all(|byte| *byte == 0)
+    }
+
     fn file_of(&self, name: &str) -> Option<&OpenFile> {
-        self.tensors.get(name).and_then(|i| self.files.get(*i))
+        let whole = self.tensors.get(name).and_then(|i| self.files.get(*i));
+        // a GGUF file's parts of tensors have names of their own
+        whole.or_else(|| self.files.first().filter(|f| f.layout.has_part(name)))
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -266,11 +323,24 @@ impl Layout {
         }
     }
 
+    /// Whether a name is one of a part of a tensor.
+    fn has_part(&self, name: &str) -> bool {
+        matches!(self, Layout::Gguf(gguf) if gguf.tensor(name).is_some())
+    }
+
     /// Type and shape; `Err` with the type's name where it is not known.
     fn tensor(&self, name: &str) -> Option<std::result::Result<TensorType, String>> {
         match self {
             Layout::Safetensors(header) => header.tensor(name),
             Layout::Gguf(gguf) => gguf.tensor(name).map(Ok),
+        }
+    }
+
+    /// Where a tensor's bytes lie in its file.
+    fn range(&self, name: &str) -> Option<Range<usize>> {
+        match self {
+            Layout::Safetensors(header) => header.range(name),
+            Layout::Gguf(_) => None,
         }
     }
 
@@ -315,18 +385,41 @@ fn read_index(path: &Path) -> Result<Index> {
     })
 }
 
+impl Files for Checkpoint {
+    fn names(&self) -> Vec<&str> {
+        self.tensors.keys().map(String::as_str).collect()
+    }
+
+    fn ty(&self, name: &str) -> Option<TensorType> {
+        self.file_of(name)?.layout.tensor(name)?.ok()
+    }
+
+    fn all(&self, name: &str) -> &[u8] {
+        let bytes = self.file_of(name).and_then(|file| file.map.get(file.layout.range(name)?));
+        bytes.unwrap_or_default()
+    }
+}
+
 impl Source for Checkpoint {
     fn tensor(&self, name: &str) -> Result<TensorType> {
+        if let Some(ty) = self.quantized.tensor(name) {
+            return Ok(ty);
+        }
         let file = self.file_of(name).ok_or_else(|| self.missing(name))?;
         let ty = file.layout.tensor(name).ok_or_else(|| self.missing(name))?;
         ty.map_err(|found| Error::UnknownDType { place: file.place.clone(), tensor: name.to_string(), found })
     }
 
     fn bytes(&self, name: &str, range: Range<u64>) -> Result<Cow<'_, [u8]>> {
-        let file = self.file_of(name).ok_or_else(|| self.missing(name))?;
-        file.layout.bytes(&file.map, name, range.clone()).ok_or_else(|| Error::Damaged {
-            file: file.place.clone(),
+        let damaged = |file: &str| Error::Damaged {
+            file: file.to_string(),
             problem: format!("bytes {range:?} of tensor {name}, which has not as many"),
-        })
+        };
+        if self.quantized.tensor(name).is_some() {
+            let bytes = self.quantized.bytes(name, range.clone(), self);
+            return bytes.map(Cow::Owned).ok_or_else(|| damaged(&self.dir.display().to_string()));
+        }
+        let file = self.file_of(name).ok_or_else(|| self.missing(name))?;
+        file.layout.bytes(&file.map, name, range.clone()).ok_or_else(|| damaged(&file.place))
     }
 }

@@ -47,6 +47,7 @@ mod panel;
 pub mod parsers;
 pub mod plan;
 mod quantize;
+pub mod quantized;
 pub mod recipe;
 pub mod source;
 pub mod stream;

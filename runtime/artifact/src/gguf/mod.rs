@@ -6,6 +6,7 @@
 //! | [`metadata`] | the header's keys and values |
 //! | [`blocks`] | blocks of quantised numbers, and what they stand for |
 //! | [`names`] | the file's names of tensors, and Hugging Face's |
+//! | `stored` | parts of blocks that kernels multiply with as they are |
 //!
 //! Invariants: a header that was read lies within its file; every tensor lies within its data and is whole blocks; a
 //! tensor is given out under Hugging Face's name, in Hugging Face's order of rows, as f32, f16 or bf16.
@@ -13,6 +14,7 @@
 pub mod blocks;
 pub mod metadata;
 pub mod names;
+mod stored;
 
 use crate::{
     error::{Error, Result},
@@ -112,9 +114,11 @@ impl Gguf {
         self.tensors.keys().cloned().collect()
     }
 
-    /// Type and shape under which a tensor is given out.
+    /// Type and shape under which a tensor is given out, or a part of one.
     pub fn tensor(&self, name: &str) -> Option<TensorType> {
-        let t = self.tensors.get(name)?;
+        let Some(t) = self.tensors.get(name) else {
+            return self.part(name).and_then(|(tensor, part)| tensor.part_type(part));
+        };
         Some(TensorType { dtype: t.encoding.dtype(), shape: t.shape.clone() })
     }
 
@@ -128,9 +132,12 @@ impl Gguf {
         self.data
     }
 
-    /// Bytes `range` of a tensor as it is given out; `None` where there is no such range.
+    /// Bytes `range` of a tensor as it is given out, or of a part of one; `None` where there is no such range.
     pub fn bytes<'a>(&self, file: &'a [u8], name: &str, range: Range<u64>) -> Option<Cow<'a, [u8]>> {
-        let tensor = self.tensors.get(name)?;
+        let Some(tensor) = self.tensors.get(name) else {
+            let (tensor, part) = self.part(name)?;
+            return tensor.part_bytes(part, file.get(tensor.range.clone())?, range).map(Cow::Owned);
+        };
         let stored = file.get(tensor.range.clone())?;
         match (tensor.encoding.is_plain(), tensor.interleaved) {
             (true, 0) => stored.get(range.start as usize..range.end as usize).map(Cow::Borrowed),
