@@ -129,6 +129,7 @@ fn settings(options: &Options) -> String {
         output: _,
         dtype,
         quantize,
+        as_stored,
         max_model_len,
         max_num_batched_tokens,
         max_num_seqs,
@@ -140,7 +141,7 @@ fn settings(options: &Options) -> String {
         artifact: _,
     } = options;
     let limits = (max_model_len, max_num_batched_tokens, max_num_seqs, max_logits);
-    format!("{dtype:?} {quantize:?} {limits:?} {weights:?} {dummy_weights:?}")
+    format!("{dtype:?} {quantize:?} {as_stored} {limits:?} {weights:?} {dummy_weights:?}")
 }
 
 /// SHA-256 over parts; each part's length goes before it, so that no two lists of parts agree.

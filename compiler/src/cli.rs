@@ -64,7 +64,8 @@ struct Compile {
     /// Quantise the weights of all matrix products and the activations that they meet: int8 has a scale for each output,
     /// int4 an f16 scale for 32 inputs of an output (4.5 bits a weight), both with int8 activations; fp8, for GPUs, has e4m3
     /// weights with a scale for each output and e4m3 activations, and leaves the product that gives logits as it is.
-    /// Activations have a scale for each token.
+    /// Activations have a scale for each token. Weights that the checkpoint stores with as few bits stay as they are. Without
+    /// this flag, products with weights that are stored quantised are computed so; with none, such weights are widened.
     #[arg(long, value_enum, value_name = "SCHEME")]
     quantize: Option<QuantizeArg>,
     /// Longest sequence, prompt and answer together [default: the model's max_position_embeddings].
@@ -122,6 +123,7 @@ enum QuantizeArg {
     Int8,
     Int4,
     Fp8,
+    None,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -142,11 +144,13 @@ impl Compile {
                 DTypeArg::Bf16 => DTypeChoice::Bf16,
                 DTypeArg::F32 => DTypeChoice::F32,
             },
-            quantize: self.quantize.map(|choice| match choice {
-                QuantizeArg::Int8 => QuantizeChoice::Int8,
-                QuantizeArg::Int4 => QuantizeChoice::Int4,
-                QuantizeArg::Fp8 => QuantizeChoice::Fp8,
+            quantize: self.quantize.and_then(|choice| match choice {
+                QuantizeArg::Int8 => Some(QuantizeChoice::Int8),
+                QuantizeArg::Int4 => Some(QuantizeChoice::Int4),
+                QuantizeArg::Fp8 => Some(QuantizeChoice::Fp8),
+                QuantizeArg::None => None,
             }),
+            as_stored: !matches!(self.quantize, Some(QuantizeArg::None)),
             max_model_len: self.max_model_len,
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_num_seqs: self.max_num_seqs,
@@ -187,7 +191,7 @@ impl Compile {
         if !self.options().artifact || !matches!(self.weights, WeightsArg::Embed | WeightsArg::External) {
             anyhow::bail!("--eval-text scores an artifact with weights · help: write one with -o and --weights embed");
         }
-        let reference = self.quantize.and(self.model.as_deref());
+        let reference = self.options().quantize.and(self.model.as_deref());
         let dtype = self.dtype.to_possible_value().filter(|_| !matches!(self.dtype, DTypeArg::Auto));
         Evaluation::new(text, reference, dtype.as_ref().map(|d| d.get_name())).map(Some)
     }

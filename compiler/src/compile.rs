@@ -13,17 +13,23 @@ use crate::{
     limits::limits,
     options::{Options, Stage, WeightsMode},
     passes::{
-        check, fuse::fuse, merge_linear::merge_linear, plan_memory::plan_memory, quantize::quantize, select::select,
+        check,
+        fuse::fuse,
+        merge_linear::merge_linear,
+        plan_memory::plan_memory,
+        quantize::{Wanted, quantize},
+        select::{has_schedule, select},
     },
     program::{Limits, Program},
     progress::{Phase, Progress},
-    report::{Report, TargetReport},
+    report::{Report, TargetReport, products, widened},
 };
 use rvllm_artifact::{
     Source, Writer,
     cpu::has_feature,
     manifest,
     plan::{Plan, Weight},
+    quantized::Stored,
 };
 use rvllm_ir::graph::Graph;
 use rvllm_targets::Target;
@@ -60,7 +66,7 @@ pub(crate) fn compile_model(
     contradictions(options)?;
     let limits = limits(options, model.architecture.facts())?;
     progress.phase(Phase::Graph, 1);
-    let compilation = Compilation::new(options, model, limits, progress)?;
+    let compilation = Compilation::new(options, model, targets, limits, progress)?;
     let lowered = targets.iter().map(|t| compilation.lower(t)).collect::<Result<Vec<_>>>()?;
     let written = match options.artifact {
         true => Some(compilation.write(lowered.as_slice())?),
@@ -122,7 +128,13 @@ struct Lowered {
 }
 
 impl<'a> Compilation<'a> {
-    fn new(options: &'a Options, model: &'a Model, limits: Limits, progress: &'a dyn Progress) -> Result<Self> {
+    fn new(
+        options: &'a Options,
+        model: &'a Model,
+        targets: &[Target],
+        limits: Limits,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
         let graph = check("the model", model.architecture.build(model.dtype))?;
         let tensors = import::tensors(&graph);
         model.check(&tensors)?;
@@ -131,7 +143,7 @@ impl<'a> Compilation<'a> {
         let fused =
             fuse(merged, limits.max_model_len).map_err(|problems| Error::Unsupported { stage: "fuse", problems })?;
         let fused = check("fuse", fused)?;
-        let fused = quantized(fused, options)?;
+        let fused = quantized(fused, options, model, targets)?;
         dump(options, progress, Stage::Fused, &fused)?;
         Ok(Compilation { options, model, limits, progress, fused, tensors })
     }
@@ -254,6 +266,8 @@ impl<'a> Compilation<'a> {
             dtype: self.model.dtype.name(),
             parameters: self.parameters(),
             weight_bytes: distinct(&unified(lowered)).iter().filter_map(|w| w.bytes()).sum(),
+            products: products(&self.fused),
+            widened: widened(&self.fused, self.model.checkpoint.as_ref()),
             kv_bytes_per_token: cache.map_or(0, |c| c.bytes_per_block() / u64::from(c.block_size)),
             limits: self.limits,
             targets: lowered.iter().map(target_report).collect(),
@@ -285,10 +299,12 @@ fn assembler() -> String {
     }
 }
 
-/// Products quantised where that is asked for.
-fn quantized(graph: Graph, options: &Options) -> Result<Graph> {
-    let Some(choice) = options.quantize else { return Ok(graph) };
-    let graph = quantize(graph, choice).map_err(|problems| Error::Unsupported { stage: "quantize", problems })?;
+/// Products quantised where that is asked for, or where the checkpoint is and every target has kernels for it.
+fn quantized(graph: Graph, options: &Options, model: &Model, targets: &[Target]) -> Result<Graph> {
+    let can = |stored: &Stored| targets.iter().all(|target| has_schedule(target, *stored));
+    let stored = |name: &str| model.checkpoint.as_ref()?.stored(name).filter(can).filter(|_| options.as_stored);
+    let wanted = Wanted { choice: options.quantize, stored: &stored };
+    let graph = quantize(graph, wanted).map_err(|problems| Error::Unsupported { stage: "quantize", problems })?;
     Ok(check("quantize", graph)?)
 }
 

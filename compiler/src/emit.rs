@@ -116,6 +116,21 @@ pub(crate) fn dtype(of: DType) -> plan::DType {
     }
 }
 
+/// The element type that an artifact's stands for.
+pub(crate) fn ir_dtype(of: plan::DType) -> DType {
+    match of {
+        plan::DType::F32 => DType::F32,
+        plan::DType::F16 => DType::F16,
+        plan::DType::Bf16 => DType::Bf16,
+        plan::DType::F8e4m3 => DType::F8e4m3,
+        plan::DType::F8e5m2 => DType::F8e5m2,
+        plan::DType::I8 => DType::I8,
+        plan::DType::U4 => DType::U4,
+        plan::DType::U8 => DType::U8,
+        plan::DType::I32 => DType::I32,
+    }
+}
+
 fn symbol(of: Sym) -> plan::Sym {
     match of {
         Sym::T => plan::Sym::T,

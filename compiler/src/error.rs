@@ -24,6 +24,14 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<rvllm_models::ConfigError>,
     },
+    /// A config whose weights are quantised in a way that is not known.
+    #[error("{}: {problem} · help: rvllm compile MODEL --quantize int4 quantises a checkpoint that is not", path.display())]
+    Quantization {
+        /// The config.
+        path: PathBuf,
+        /// What was found and what is supported.
+        problem: String,
+    },
     /// A GGUF file that no model can be made of.
     #[error("{}: {problem}", path.display())]
     Gguf {

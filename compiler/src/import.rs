@@ -9,7 +9,7 @@ use crate::{
     gguf, hub,
     options::{DTypeChoice, Options, WeightsMode},
 };
-use rvllm_artifact::{Checkpoint, DummySource, Source, parsers::Parsers, plan};
+use rvllm_artifact::{Checkpoint, DummySource, Source, parsers::Parsers, plan, quantized};
 use rvllm_ir::{
     DType,
     graph::{Graph, Op, ValueId},
@@ -57,6 +57,7 @@ pub(crate) fn import(options: &Options) -> Result<Model> {
     }
     files.extend(goldens(options, &dir)?.map(|bytes| ("goldens.json".to_string(), bytes)));
     let architecture = architecture(&dir, &files)?;
+    known_quantization(&dir, &files)?;
     let checkpoint = checkpoint(options, &dir)?;
     let dtype = choose_dtype(options.dtype, checkpoint.as_ref(), architecture.facts().dtype)?;
     Ok(Model { name, dir, architecture, dtype, files, checkpoint })
@@ -139,6 +140,14 @@ fn architecture(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Box<dyn Archi
         .map_err(|source| Error::Config { path: dir.join(name), source: Box::new(source) })
 }
 
+/// Refuses a config that says that weights are quantised in a way that is not known, whatever becomes of the weights.
+fn known_quantization(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+    let Some((name, bytes)) = files.first() else { return Ok(()) };
+    let config = serde_json::from_slice(bytes).unwrap_or_default();
+    let refused = |problem| Error::Quantization { path: dir.join(name), problem };
+    quantized::config::Config::of(&config).map(|_| ()).map_err(refused)
+}
+
 /// The checkpoint, where weights come from one.
 fn checkpoint(options: &Options, dir: &Path) -> Result<Option<Checkpoint>> {
     if options.dummy_weights.is_some() {
@@ -163,8 +172,9 @@ fn checkpoint(options: &Options, dir: &Path) -> Result<Option<Checkpoint>> {
 }
 
 /// The checkpoint's own type decides before what the config says of it.
-fn choose_dtype(choice: DTypeChoice, checkpoint: Option<&Checkpoint>, config: Option<DType>) -> Result<DType> {
-    let found = match checkpoint.and_then(|c| c.names().next().map(|name| c.tensor(name))) {
+fn choose_dtype<'c>(choice: DTypeChoice, checkpoint: Option<&'c Checkpoint>, config: Option<DType>) -> Result<DType> {
+    let plain = |c: &'c Checkpoint| c.names().find(|name| !c.is_quantized(name)).map(|name| c.tensor(name));
+    let found = match checkpoint.and_then(plain) {
         Some(tensor) => Some(tensor?.dtype),
         None => config.map(crate::emit::dtype),
     };

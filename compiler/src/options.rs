@@ -15,6 +15,9 @@ pub struct Options {
     pub dtype: DTypeChoice,
     /// How weights and the activations that they are multiplied with are quantised, where they are.
     pub quantize: Option<QuantizeChoice>,
+    /// Whether weights that the checkpoint stores quantised are multiplied with as they are stored, where the targets can;
+    /// else they are widened to [`Options::dtype`].
+    pub as_stored: bool,
     /// Longest sequence; the model's `max_position_embeddings` where absent.
     pub max_model_len: Option<usize>,
     /// Most tokens of a step; `max_model_len`, but at least 512 and at most 2048, where absent.
@@ -45,6 +48,7 @@ impl Options {
             output: None,
             dtype: DTypeChoice::Auto,
             quantize: None,
+            as_stored: true,
             max_model_len: None,
             max_num_batched_tokens: None,
             max_num_seqs: 256,

@@ -1,7 +1,13 @@
 //! What a compile made.
 
 use crate::program::Limits;
-use std::{path::PathBuf, time::Duration};
+use rvllm_artifact::Checkpoint;
+use rvllm_ir::graph::{Call, Graph, Op, Scales};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// What a compile made.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +24,10 @@ pub struct Report {
     pub parameters: u64,
     /// Bytes of the weights as kernels read them, over all targets.
     pub weight_bytes: u64,
+    /// What weights of products are, and how many products have such.
+    pub products: BTreeMap<String, usize>,
+    /// Matrices that the checkpoint stores quantised and that were widened to numbers.
+    pub widened: usize,
     /// Bytes of KV cache that a token takes.
     pub kv_bytes_per_token: u64,
     /// Bounds of a step.
@@ -43,4 +53,33 @@ pub struct TargetReport {
     pub arena_bytes: u64,
     /// For a GPU what assembled the code: `ptxas 13.0.88`, or that nothing did.
     pub assembler: Option<String>,
+}
+
+/// What weights of a graph's products are: `bf16`, `u4 in groups of 128 with zeros` …
+pub(crate) fn products(graph: &Graph) -> BTreeMap<String, usize> {
+    let mut products = BTreeMap::new();
+    for n in graph.order() {
+        if let (Op::Call(Call::Gemm { scales, .. }), Some(weight)) = (&graph.node(n).op, graph.operands(n).get(1)) {
+            let values = graph.tensor(*weight).dtype;
+            let kind = match scales {
+                Scales::None => values.to_string(),
+                Scales::Rows => format!("{values} in rows"),
+                Scales::Groups(columns) => format!("{values} in groups of {columns}"),
+                Scales::GroupsWithZeros(columns) => format!("{values} in groups of {columns} with zeros"),
+            };
+            *products.entry(kind).or_insert(0) += 1;
+        }
+    }
+    products
+}
+
+/// How many matrices a graph reads as numbers that the checkpoint stores quantised.
+pub(crate) fn widened(graph: &Graph, checkpoint: Option<&Checkpoint>) -> usize {
+    let Some(checkpoint) = checkpoint else { return 0 };
+    let order = graph.order();
+    let recipes = order.iter().filter_map(|n| match &graph.node(*n).op {
+        Op::Weight(recipe) => Some(recipe.sources()),
+        _ => None,
+    });
+    recipes.flatten().filter(|name| checkpoint.is_quantized(name)).collect::<BTreeSet<_>>().len()
 }

@@ -54,14 +54,18 @@ pub struct Quantized {
     pub weight: DType,
     /// Columns of the weight that share a scale; all where absent.
     pub group: Option<usize>,
-    /// How scales of groups lie.
+    /// How scales of groups lie, and their zeros.
     pub scales: MemLayout,
+    /// Element type of scales of groups.
+    pub scale: DType,
+    /// Whether each group has a value that stands for zero.
+    pub zeros: bool,
 }
 
 impl Quantized {
     /// What the graph calls it.
     pub fn kind(self) -> Scales {
-        self.group.map_or(Scales::Rows, Scales::Groups)
+        Scales::of(self.group, self.zeros)
     }
 
     /// Element type of a's values.
@@ -80,6 +84,7 @@ struct ScaleRefs {
     a: TensorRef,
     weight: TensorRef,
     sums: Option<TensorRef>,
+    zeros: Option<TensorRef>,
 }
 
 /// Tensors and origins of one program.
@@ -104,8 +109,8 @@ impl Program {
 /// `c = epilogue(a · weightᵀ)`: bias, then `silu(gate) * up`, then residual.
 ///
 /// Parameters: a `[M, K]`, weight `[N, K]`, bias `[N]`?, residual `[M, N]`?, then where operands are quantised a_scale
-/// `[M]f32`, weight_scale `[N]f32` or `[N, K/group]f16`, a_sums `[M, K/group]f32`?, then c `[M, N]`. With `silu_mul` the
-/// weight is `[2, N, K]` (gates, ups) and so are its bias and scales: each half is packed by itself, so that N need not divide into
+/// `[M]f32`, weight_scale `[N]f32` or `[N, K/group]`, a_sums `[M, K/group]f32`?, weight_zero `[N, K/group]f16`?, then c
+/// `[M, N]`. With `silu_mul` the weight is `[2, N, K]` (gates, ups) and so are its bias and scales: each half is packed by itself, so that N need not divide into
 /// panels; one program multiplies its rows of a with the gate tile and the up tile.
 ///
 /// One program per tile of c; row tiles vary fastest, so that programs that run together share weights. Tails of N
@@ -155,10 +160,13 @@ fn scale_params(k: &mut KernelBuilder, s: &Gemm, q: Quantized) -> ScaleRefs {
     let groups = q.group.map(|group| s.k / group);
     let weight = match groups {
         None => k.weight("weight_scale", gated(s, &[s.n], DType::F32)),
-        Some(groups) => k.tensor("weight_scale", gated(s, &[s.n, groups], DType::F16), q.scales, Access::Weight),
+        Some(groups) => k.tensor("weight_scale", gated(s, &[s.n, groups], q.scale), q.scales, Access::Weight),
     };
     let sums = groups.map(|groups| k.input("a_sums", TensorType::new([Dim::Sym(s.m), groups.into()], DType::F32)));
-    ScaleRefs { a, weight, sums }
+    let zeros = groups
+        .filter(|_| q.zeros)
+        .map(|groups| k.tensor("weight_zero", gated(s, &[s.n, groups], DType::F16), q.scales, Access::Weight));
+    ScaleRefs { a, weight, sums, zeros }
 }
 
 /// One `[block_m, block_n]` accumulator per half, in f32.
@@ -184,7 +192,9 @@ fn sum_products(k: &mut KernelBuilder, s: &Gemm, p: &Program, init: &[Val]) -> V
 fn multiply_quantized(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: &ScaleRefs, q: Quantized) -> Vec<Val> {
     let shape = [s.block_m, s.block_n];
     let sums = match (q.group, scales.sums) {
-        (Some(group), Some(sums)) => grouped(k, s, p, &Groups { group, sums, scales: scales.weight, zero: q.zero() }),
+        (Some(group), Some(sums)) => {
+            grouped(k, s, p, &Groups { group, sums, scales: scales.weight, middle: q.zero(), zeros: scales.zeros })
+        }
         _ => {
             let zeros =
                 |k: &mut KernelBuilder| if q.a().is_float() { k.zeros(&shape) } else { k.integer_zeros(&shape) };
@@ -217,8 +227,10 @@ struct Groups {
     sums: TensorRef,
     /// Of the weight.
     scales: TensorRef,
-    /// The weight's value that stands for zero.
-    zero: f32,
+    /// The weight's value that stands for zero, where no group has one of its own.
+    middle: f32,
+    /// Those of groups.
+    zeros: Option<TensorRef>,
 }
 
 /// Sums over groups in ascending order: `scale * (values · values - zero * sum)`, whose parentheses are exact.
@@ -229,18 +241,25 @@ fn grouped(k: &mut KernelBuilder, s: &Gemm, p: &Program, g: &Groups) -> Vec<Val>
         let at = k.scale(i, g.group);
         let a = k.load_operand(p.a, &[p.row, at], &[s.block_m, g.group]);
         let sums = k.load(g.sums, &[p.row, i], &[s.block_m, 1]);
-        let sums = k.map_const(Mul, sums, g.zero);
+        let sums = if g.zeros.is_none() { k.map_const(Mul, sums, g.middle) } else { sums };
         let sums = k.reshape(sums, &shape[..1]);
         let sums = k.broadcast(sums, 1, s.block_n, Layout::Acc);
         let product = |(half, acc): (usize, &Val)| {
             let w = k.load_operand(p.weight, &p.half(half, &[p.col, at]), &[s.block_n, g.group]);
-            let scale = k.load(g.scales, &p.half(half, &[p.col, i]), &[s.block_n, 1]);
-            let scale = k.reshape(scale, &shape[1..]);
-            let scale = k.broadcast(scale, 0, s.block_m, Layout::Acc);
+            let of_columns = |k: &mut KernelBuilder, of: TensorRef| {
+                let each = k.load(of, &p.half(half, &[p.col, i]), &[s.block_n, 1]);
+                let each = k.reshape(each, &shape[1..]);
+                k.broadcast(each, 0, s.block_m, Layout::Acc)
+            };
+            let scale = of_columns(k, g.scales);
+            let zeros_sum = g.zeros.map_or(sums, |zeros| {
+                let zeros = of_columns(k, zeros);
+                k.map(Mul, &[sums, zeros])
+            });
             let zeros = k.integer_zeros(&shape);
             let dot = k.mma(a, w, zeros);
             let dot = k.cast(dot, DType::F32);
-            let dot = k.map(Sub, &[dot, sums]);
+            let dot = k.map(Sub, &[dot, zeros_sum]);
             let scaled = k.map(Mul, &[dot, scale]);
             k.map(Add, &[*acc, scaled])
         };

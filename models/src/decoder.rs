@@ -245,7 +245,11 @@ fn refuse_unsupported(config: &mut Config) -> Result<(), ConfigError> {
     for key in ["rope_interleaved", "use_mrope", "is_encoder_decoder", "add_cross_attention", "use_parallel_residual"] {
         config.only(key, false)?;
     }
-    for key in ["quantization_config", "pruned_heads", "per_layer_config"] {
+    for key in ["quantization_config", "compression_config"] {
+        // how the checkpoint stores weights is for its reader to know
+        config.take(key);
+    }
+    for key in ["pruned_heads", "per_layer_config"] {
         config.none(key)?;
     }
     Ok(())

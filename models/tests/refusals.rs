@@ -89,7 +89,7 @@ fn keys_that_change_nothing_are_accepted() {
         (json!({"torch_dtype": "bfloat16", "transformers_version": "5.17.0", "use_cache": false}), "accepted"),
         (json!({"attention_dropout": 0.1, "initializer_range": 0.02, "_name_or_path": "x"}), "accepted"),
         (json!({"pretraining_tp": 1, "pad_token_id": -1, "temperature": 0.7}), "accepted"),
-        (json!({"sliding_window": null, "logit_scale": null, "quantization_config": {}}), "accepted"),
+        (json!({"sliding_window": null, "logit_scale": null, "quantization_config": {"bits": 4}}), "accepted"),
         (json!({"rope_scaling": {}, "rope_parameters": null, "partial_rotary_factor": 1}), "accepted"),
     ]);
 }
@@ -101,10 +101,6 @@ fn values_that_nothing_computes_are_refused_with_what_would_do() {
         (json!({"hidden_act": "gelu"}), "hidden_act = \"gelu\" is not supported; supported: \"silu\""),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor = 0.5 is not supported; supported: 1.0"),
         (json!({"rope_interleaved": true}), "rope_interleaved = true is not supported; supported: false"),
-        (
-            json!({"quantization_config": {"bits": 4}}),
-            "quantization_config = {\"bits\":4} is not supported; supported: none",
-        ),
         (
             json!({"dtype": "float8_e4m3fn"}),
             "dtype = \"float8_e4m3fn\" is not supported; supported: float32, float16, bfloat16, auto",

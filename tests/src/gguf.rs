@@ -1,7 +1,7 @@
 //! A GGUF file of a Llama checkpoint, written from the specification: names, order of rows, tokenizer.
 
 use anyhow::{Context, Result};
-use rvllm_artifact::{Checkpoint, Source, plan::DType};
+use rvllm_artifact::{Checkpoint, Source, gguf::blocks::Encoding, plan::DType};
 use serde_json::Value;
 use std::{fs, path::Path};
 
@@ -39,11 +39,12 @@ fn json(path: &Path) -> Result<Value> {
     serde_json::from_slice(&fs::read(path)?).with_context(|| path.display().to_string())
 }
 
-/// Writes the checkpoint of a directory, whose weights are bf16, as one file.
+/// Writes the checkpoint of a directory, whose weights are bf16, as one file with its matrices in `encoding`: BF16, Q4_0 or
+/// Q8_0.
 ///
 /// # Errors
 /// The directory lacks a file or a key.
-pub fn write(dir: &Path, to: &Path) -> Result<()> {
+pub fn write(dir: &Path, encoding: Encoding, to: &Path) -> Result<()> {
     let (config, tokenizer) = (json(&dir.join("config.json"))?, json(&dir.join("tokenizer.json"))?);
     let checkpoint = Checkpoint::open(dir)?;
     let mut keys = of_config(&config)?;
@@ -58,13 +59,40 @@ pub fn write(dir: &Path, to: &Path) -> Result<()> {
         let (shape, bytes) = tensor(&checkpoint, name, &config)?;
         header.extend([text(&of_hugging_face(name)), (shape.len() as u32).to_le_bytes().to_vec()].concat());
         shape.iter().rev().for_each(|d| header.extend(d.to_le_bytes()));
-        // BF16
-        header.extend([&30u32.to_le_bytes()[..], &(data.len() as u64).to_le_bytes()].concat());
+        let (number, bytes) = if shape.len() == 2 { encoded(encoding, bytes) } else { encoded(Encoding::Bf16, bytes) };
+        header.extend([&number.to_le_bytes()[..], &(data.len() as u64).to_le_bytes()].concat());
         data.extend(bytes);
         data.resize(data.len().next_multiple_of(32), 0);
     }
     header.resize(header.len().next_multiple_of(32), 0);
     Ok(fs::write(to, [header, data].concat())?)
+}
+
+/// ggml's number of an encoding, and bf16 numbers in it, as ggml's reference quantises them.
+fn encoded(encoding: Encoding, bytes: Vec<u8>) -> (u32, Vec<u8>) {
+    let numbers = bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect::<Vec<f32>>();
+    let blocks = numbers.as_chunks::<32>().0;
+    match encoding {
+        Encoding::Q4_0 => (2, blocks.iter().flat_map(q4_0).collect()),
+        Encoding::Q8_0 => (8, blocks.iter().flat_map(q8_0).collect()),
+        _ => (30, bytes),
+    }
+}
+
+fn q4_0(block: &[f32; 32]) -> Vec<u8> {
+    let extreme = block.iter().fold(0f32, |a, x| if x.abs() > a.abs() { *x } else { a });
+    let scale = extreme / -8.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let q = block.map(|x| (x * inverse + 8.5).clamp(0.0, 15.0) as u8);
+    let pairs = (0..16).map(|i| q[i] | q[i + 16] << 4);
+    half::f16::from_f32(scale).to_le_bytes().into_iter().chain(pairs).collect()
+}
+
+fn q8_0(block: &[f32; 32]) -> Vec<u8> {
+    let scale = block.iter().fold(0f32, |a, x| a.max(x.abs())) / 127.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let q = block.map(|x| (x * inverse).round() as i8 as u8);
+    half::f16::from_f32(scale).to_le_bytes().into_iter().chain(q).collect()
 }
 
 type Keys = Vec<(String, Given)>;

@@ -5,7 +5,8 @@
 //! - [`commands`]: what a filetest can ask for, one file each;
 //! - [`gguf`]: a GGUF file of a checkpoint;
 //! - [`launch`]: compiled and interpreted kernels on the same bytes;
-//! - [`model`]: whole models compiled for this machine, and their answers.
+//! - [`model`]: whole models compiled for this machine, and their answers;
+//! - [`quantized`]: a checkpoint with quantised matrices.
 
 pub mod cases;
 pub mod commands;
@@ -13,4 +14,5 @@ pub mod filetest;
 pub mod gguf;
 pub mod launch;
 pub mod model;
+pub mod quantized;
 pub mod tiles;

@@ -47,6 +47,8 @@ fn value(report: &Report) -> Value {
         "dtype": report.dtype,
         "parameters": report.parameters,
         "weight_bytes": report.weight_bytes,
+        "products": report.products,
+        "widened": report.widened,
         "kv_bytes_per_token": report.kv_bytes_per_token,
         "max_model_len": limits.max_model_len,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
@@ -76,6 +78,10 @@ fn table(report: &Report) -> String {
     }
     rows.push(("model", format!("{}, {} parameters, {}", report.model, count(report.parameters), report.dtype)));
     rows.push(("weights", size(report.weight_bytes)));
+    rows.push(("products", products(report)));
+    if report.widened > 0 {
+        rows.push(("widened", format!("{} matrices that the checkpoint stores quantised", report.widened)));
+    }
     rows.push(("KV cache", format!("{} per token", size(report.kv_bytes_per_token))));
     for t in &report.targets {
         let (kernels, object, arena) = (t.kernels, size(t.kernel_bytes), size(t.arena_bytes));
@@ -86,4 +92,12 @@ fn table(report: &Report) -> String {
     rows.push(("limits", format!("{len} tokens a sequence, {tokens} tokens and {seqs} sequences a step")));
     rows.push(("compiled in", format!("{:.1} s", report.elapsed.as_secs_f64())));
     rows.into_iter().map(|(key, value)| format!("{key:12} {value}\n")).collect()
+}
+
+/// How many products have which weights.
+fn products(report: &Report) -> String {
+    let kinds: Vec<String> = report.products.iter().map(|(kind, n)| format!("{n} with weights of {kind}")).collect();
+    let quantised = report.products.keys().any(|kind| kind.contains(" in "));
+    let rounded = if quantised { "; quantised ones round activations to 8 bits" } else { "" };
+    kinds.join(", ") + rounded
 }

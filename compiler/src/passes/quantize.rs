@@ -3,19 +3,22 @@
 //! Why here, on kernel calls: whatever a product's epilogue and whichever linears were merged, it is quantised in one way;
 //! and the norm before a product can hand out values at once.
 //!
+//! A weight that the checkpoint stores quantised, with as few bits or fewer, keeps its values, scales and zeros.
+//!
 //! Invariants:
-//! - weights are quantised from the checkpoint's own numbers, not from what they were rounded to;
+//! - other weights are quantised from the checkpoint's own numbers, not from what they were rounded to;
 //! - rows of activations are quantised once, however many products read them;
 //! - a table of embeddings is quantised where it is also a product's weight, so that it is stored once; another stays as
 //!   it is.
 
 use super::{Diagnostics, add, forget_name};
-use crate::options::QuantizeChoice;
+use crate::{emit, options::QuantizeChoice};
 use petgraph::stable_graph::NodeIndex;
+use rvllm_artifact::quantized::{Part, Stored};
 use rvllm_ir::{
     DType, Diagnostic, Dim, Sym, TensorType,
     graph::{Call, Dequantize, Graph, Op, Quantize, ResultInfo, Scales, ValueId, ValueType},
-    recipe::{Part, Recipe},
+    recipe::{self, Recipe},
 };
 
 /// How values and scales are chosen.
@@ -29,6 +32,12 @@ struct Scheme {
     group: Option<usize>,
     /// Whether the product that gives logits is quantised too.
     logits: bool,
+    /// Element type of a weight's scales.
+    scale: DType,
+    /// Whether groups have zeros of their own.
+    zeros: bool,
+    /// Whether the checkpoint has them; else they are made of its numbers.
+    stored: bool,
 }
 
 /// Columns that share a scale of 4 bits: those of ggml's Q4_0.
@@ -37,11 +46,23 @@ const GROUP: usize = 32;
 impl Scheme {
     fn of(choice: QuantizeChoice) -> Scheme {
         match choice {
-            QuantizeChoice::Int8 => Scheme { x: DType::I8, weight: DType::I8, group: None, logits: true },
-            QuantizeChoice::Int4 => Scheme { x: DType::I8, weight: DType::U4, group: Some(GROUP), logits: true },
+            QuantizeChoice::Int8 => Scheme::new(DType::I8, None, DType::F32),
+            QuantizeChoice::Int4 => Scheme::new(DType::U4, Some(GROUP), DType::F16),
             // three bits after the point are few where the order of logits is at stake: vLLM leaves them too
-            QuantizeChoice::Fp8 => Scheme { x: DType::F8e4m3, weight: DType::F8e4m3, group: None, logits: false },
+            QuantizeChoice::Fp8 => {
+                Scheme { x: DType::F8e4m3, logits: false, ..Scheme::new(DType::F8e4m3, None, DType::F32) }
+            }
         }
+    }
+
+    fn new(weight: DType, group: Option<usize>, scale: DType) -> Scheme {
+        Scheme { x: DType::I8, weight, group, logits: true, scale, zeros: false, stored: false }
+    }
+
+    fn stored(of: Stored) -> Scheme {
+        let Stored { values, group, scales, zeros } = of;
+        let [values, scales] = [values, scales].map(emit::ir_dtype);
+        Scheme { zeros, stored: true, ..Scheme::new(values, group.map(|n| n as usize), scales) }
     }
 
     fn rows(self) -> Quantize {
@@ -49,7 +70,44 @@ impl Scheme {
     }
 
     fn scales(self) -> Scales {
-        self.group.map_or(Scales::Rows, Scales::Groups)
+        Scales::of(self.group, self.zeros)
+    }
+}
+
+/// What products are quantised to.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// What those are quantised to that the checkpoint does not store so; nothing where absent.
+    pub choice: Option<QuantizeChoice>,
+    /// How the checkpoint stores a tensor that may be multiplied with as it is stored.
+    pub stored: &'a dyn Fn(&str) -> Option<Stored>,
+}
+
+impl Wanted<'_> {
+    /// What a product with this weight is quantised to. One that is stored with no more bits than asked for stays.
+    fn scheme(self, graph: &Graph, w: ValueId) -> Option<Scheme> {
+        let stored = match &graph.node(w.node).op {
+            Op::Weight(recipe) => stored_alike(recipe, self.stored),
+            _ => None,
+        };
+        match (self.choice.map(Scheme::of), stored.map(Scheme::stored)) {
+            (Some(asked), Some(stored)) if stored.weight.bits() > asked.weight.bits() => Some(asked),
+            (asked, stored) => stored.or(asked),
+        }
+    }
+}
+
+/// How all tensors of a weight are stored, where they are stored in one way.
+fn stored_alike(recipe: &Recipe, stored: &dyn Fn(&str) -> Option<Stored>) -> Option<Stored> {
+    match recipe {
+        Recipe::Tensor(name) => stored(name),
+        Recipe::Cast(_, of) => stored_alike(of, stored),
+        Recipe::Concat(parts) => {
+            let (first, rest) = parts.split_first()?;
+            let first = stored_alike(first, stored)?;
+            rest.iter().all(|part| stored_alike(part, stored) == Some(first)).then_some(first)
+        }
+        _ => None,
     }
 }
 
@@ -57,17 +115,17 @@ impl Scheme {
 ///
 /// # Errors
 /// A product whose sums do not divide into groups, or whose weight is not made from the checkpoint.
-pub fn quantize(mut graph: Graph, choice: QuantizeChoice) -> Result<Graph, Diagnostics> {
-    let scheme = Scheme::of(choice);
-    let products: Vec<NodeIndex> = graph.order().into_iter().filter(|n| is_product(&graph, *n, scheme)).collect();
-    let errors: Vec<Diagnostic> = products.iter().filter_map(|n| refused(&graph, *n, scheme, choice)).collect();
+pub fn quantize(mut graph: Graph, wanted: Wanted<'_>) -> Result<Graph, Diagnostics> {
+    let products: Vec<(NodeIndex, Scheme)> = products(&graph, wanted);
+    let refused = |(n, scheme): &(NodeIndex, Scheme)| refused(&graph, *n, *scheme, wanted.choice?);
+    let errors: Vec<Diagnostic> = products.iter().filter_map(refused).collect();
     if !errors.is_empty() {
         return Err(Diagnostics(errors));
     }
     for n in graph.order() {
-        shared_table(&mut graph, n, scheme);
+        shared_table(&mut graph, n, wanted);
     }
-    for n in products {
+    for (n, scheme) in products {
         product(&mut graph, n, scheme);
     }
     graph.remove_dead();
@@ -76,6 +134,15 @@ pub fn quantize(mut graph: Graph, choice: QuantizeChoice) -> Result<Graph, Diagn
     }
     graph.remove_dead();
     Ok(graph)
+}
+
+/// The products that are to be quantised.
+fn products(graph: &Graph, wanted: Wanted<'_>) -> Vec<(NodeIndex, Scheme)> {
+    let product = |n: NodeIndex| {
+        let scheme = wanted.scheme(graph, *graph.operands(n).get(1)?)?;
+        is_product(graph, n, scheme).then_some((n, scheme))
+    };
+    graph.order().into_iter().filter_map(product).collect()
 }
 
 fn is_product(graph: &Graph, n: NodeIndex, scheme: Scheme) -> bool {
@@ -100,11 +167,13 @@ fn refused(graph: &Graph, n: NodeIndex, scheme: Scheme, choice: QuantizeChoice) 
 }
 
 /// A table that is also a product's weight. Why: it is stored once.
-fn shared_table(graph: &mut Graph, n: NodeIndex, scheme: Scheme) {
+fn shared_table(graph: &mut Graph, n: NodeIndex, wanted: Wanted<'_>) {
     let (Op::Call(Call::Embed { values: None }), [table, ids]) = (&graph.node(n).op, &graph.operands(n)[..]) else {
         return;
     };
     let (table, ids) = (*table, *ids);
+    let lookup = |s: &Scheme| !s.zeros && (s.group.is_none() || s.scale == DType::F16);
+    let Some(scheme) = wanted.scheme(graph, table).filter(lookup) else { return };
     if !graph.users(table).iter().any(|(user, operand)| *operand == 1 && is_product(graph, *user, scheme)) {
         return;
     }
@@ -129,6 +198,7 @@ fn product(graph: &mut Graph, n: NodeIndex, scheme: Scheme) {
     quantized.extend(&operands[2..]);
     quantized.extend([at(1), scales]);
     quantized.extend(scheme.group.map(|_| at(2)));
+    quantized.extend(scheme.zeros.then(|| weight(graph, operands[1], scheme, Part::Zeros)));
     let (old, loc) = (ValueId { node: n, result: 0 }, graph.node(n).loc.clone());
     let name = forget_name(graph, old);
     let call = Call::Gemm { epilogue, scales: scheme.scales(), out };
@@ -151,7 +221,7 @@ fn names(x: &str) -> [String; 3] {
     ["values", "scale", "sums"].map(|part| format!("{x}.{part}"))
 }
 
-/// One of the two tensors of a quantised weight, made once.
+/// One of the tensors of a quantised weight, made once.
 fn weight(graph: &mut Graph, w: ValueId, scheme: Scheme, part: Part) -> ValueId {
     let Op::Weight(recipe) = graph.node(w.node).op.clone() else { return w };
     let recipe = quantized(&recipe, scheme, part);
@@ -161,15 +231,14 @@ fn weight(graph: &mut Graph, w: ValueId, scheme: Scheme, part: Part) -> ValueId 
     }
     let (name, loc) = (graph.result(w).name.clone(), graph.node(w.node).loc.clone());
     let dims = graph.tensor(w).dims.clone();
-    let (name, ty) = match (part, scheme.group) {
-        (Part::Values, _) => (format!("{name}.values"), TensorType { dims, dtype: scheme.weight }),
-        (Part::Scales, None) => (format!("{name}.scales"), TensorType::new([dims[0]], DType::F32)),
-        (Part::Scales, Some(group)) => {
-            let groups = dims[1].constant().unwrap_or(0) / group;
-            (format!("{name}.scales"), TensorType::new([dims[0], groups.into()], DType::F16))
-        }
+    let groups = scheme.group.map(|group| dims[1].constant().unwrap_or(0) / group);
+    let ty = match (part, groups) {
+        (Part::Numbers | Part::Values, _) => TensorType { dims, dtype: scheme.weight },
+        (Part::Scales | Part::Zeros, None) => TensorType::new([dims[0]], scheme.scale),
+        (Part::Scales, Some(groups)) => TensorType::new([dims[0], groups.into()], scheme.scale),
+        (Part::Zeros, Some(groups)) => TensorType::new([dims[0], groups.into()], DType::F16),
     };
-    let info = ResultInfo { name, ty: ValueType::Tensor(ty) };
+    let info = ResultInfo { name: part.name(&name), ty: ValueType::Tensor(ty) };
     ValueId { node: graph.add(Op::Weight(recipe), &[], vec![info], loc), result: 0 }
 }
 
@@ -179,7 +248,11 @@ fn quantized(recipe: &Recipe, scheme: Scheme, part: Part) -> Recipe {
         Recipe::Concat(parts) => Recipe::Concat(parts.iter().map(|of| quantized(of, scheme, part)).collect()),
         // rounded only for the sake of unquantised products
         Recipe::Cast(_, of) => quantized(of, scheme, part),
-        of => Recipe::Quantize { to: scheme.weight, group: scheme.group, part, of: Box::new(of.clone()) },
+        Recipe::Tensor(name) if scheme.stored => Recipe::Tensor(part.name(name)),
+        of => {
+            let part = if part == Part::Values { recipe::Part::Values } else { recipe::Part::Scales };
+            Recipe::Quantize { to: scheme.weight, group: scheme.group, part, of: Box::new(of.clone()) }
+        }
     }
 }
 

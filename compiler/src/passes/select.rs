@@ -19,6 +19,7 @@ use rvllm_ir::{
 };
 use rvllm_kernels::Spec;
 use rvllm_targets::Target;
+pub(crate) use spec::has_schedule;
 use std::collections::HashMap;
 
 /// The program of `graph` (kernel calls only: the result of `fuse`) on `target`; or what it has no kernel for.

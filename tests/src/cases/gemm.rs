@@ -106,17 +106,46 @@ pub fn quantized(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
     };
     let variants = |(i, shape): (usize, &Shape)| {
         let named = |(j, row): (usize, &&GemmRow)| {
-            let s = quantized_spec(target, dtype, group, *shape, row);
-            gemm(&format!("gemm_{}_{i}_{j}", dtype.name()), &s)
+            let how = Quantized { weight: dtype, group, scales: scales(target), scale: DType::F16, zeros: false };
+            gemm(&format!("gemm_{}_{i}_{j}", dtype.name()), &quantized_spec(target, how, *shape, row))
         };
         rows(target, dtype, shape).iter().enumerate().map(named).collect()
     };
     shapes.iter().enumerate().map(variants).collect()
 }
 
-fn quantized_spec(target: &Target, weight: DType, group: Option<usize>, shape: Shape, row: &GemmRow) -> Gemm {
-    let (n, k, epilogue) = shape;
-    let scales = target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: 1 });
+/// How checkpoints store weights beside the ways in which they are quantised here: values, columns that share a scale, the
+/// scale's element type, whether there are zeros.
+const STORED: [(DType, usize, DType, bool); 4] = [
+    (DType::U8, 32, DType::F16, false),
+    (DType::U4, 128, DType::Bf16, false),
+    (DType::U4, 64, DType::F16, true),
+    (DType::U8, 128, DType::F32, true),
+];
+/// Shapes of such products.
+const STORED_SHAPES: [Shape; 2] = [(70, 128, BIAS), (33, 256, ALL)];
+
+/// The kernels of the first and the last schedule row for weights as checkpoints store them.
+pub fn stored(target: &Target) -> Vec<Vec<Kernel>> {
+    let mut all = vec![];
+    for (weight, group, scale, zeros) in STORED {
+        for shape in STORED_SHAPES {
+            let how = Quantized { weight, group: Some(group), scales: scales(target), scale, zeros };
+            let rows = rows(target, DType::U4, &shape);
+            let ends = [0, rows.len() - 1].map(|i| (i, rows[i]));
+            let name = |i| format!("gemm_{weight}g{group}_{scale}_{zeros}_{}_{i}", shape.1);
+            all.push(ends.map(|(i, row)| gemm(&name(i), &quantized_spec(target, how, shape, row))).to_vec());
+        }
+    }
+    all
+}
+
+fn scales(target: &Target) -> MemLayout {
+    target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k: 1 })
+}
+
+fn quantized_spec(target: &Target, how: Quantized, shape: Shape, row: &GemmRow) -> Gemm {
+    let ((n, k, epilogue), weight) = (shape, how.weight);
     let (layout, row_len) = match target.panel {
         Some(n) => (MemLayout::Panel { n, k: 32 / weight.bits() }, k + 3),
         None => (panel(target, weight), k + 16),
@@ -126,7 +155,7 @@ fn quantized_spec(target: &Target, weight: DType, group: Option<usize>, shape: S
         n,
         k,
         dtype: DType::Bf16,
-        quantized: Some(Quantized { weight, group, scales }),
+        quantized: Some(how),
         a: match activations(target, DType::I8, k) {
             MemLayout::Panel { n, k } if weight == DType::I8 => MemLayout::Panel { n, k },
             _ => MemLayout::Strided { row: Some(row_len) },
@@ -159,17 +188,27 @@ pub fn quantized_launch(kernel: &Kernel, t: usize) -> Launch {
     let divisor = if weight == DType::F8e4m3 { 1024.0 } else { 64.0 };
     let small = |name: &str, launch: &Launch| -> Vec<f32> {
         let i = launch.kernel.params.iter().position(|p| p.name == name);
-        i.map_or(&[][..], |i| launch.args[i].numbers()).iter().map(|x| DType::F16.round(x.abs() / divisor)).collect()
+        let dtype = i.map_or(DType::F32, |i| kernel.params[i].ty.dtype);
+        let round = |x: &f32| dtype.round(DType::F16.round(x.abs() / divisor));
+        i.map_or(&[][..], |i| launch.args[i].numbers()).iter().map(round).collect()
     };
     let (a_scale, weight_scale) = (small("a_scale", &launch), small("weight_scale", &launch));
     let launch = launch.set("a_scale", a_scale).set("weight_scale", weight_scale);
+    let zeros = values("weight_zero", &launch, [0.0, weight.largest()]);
+    let launch = if zeros.is_empty() { launch } else { launch.set("weight_zero", zeros) };
     match weight {
         DType::I8 | DType::F8e4m3 => launch,
         _ => {
-            let sums = launch.args[0].numbers().chunks(GROUP).map(|values| values.iter().sum()).collect();
+            let sums = launch.args[0].numbers().chunks(group(kernel)).map(|values| values.iter().sum()).collect();
             launch.set("a_sums", sums)
         }
     }
+}
+
+/// Columns that share a scale.
+fn group(kernel: &Kernel) -> usize {
+    let columns = |name: &str| kernel.params.iter().find(|p| p.name == name).and_then(|p| p.ty.last()).unwrap_or(1);
+    columns("a") / columns("a_sums")
 }
 
 /// The launch of `t` tokens.

@@ -5,7 +5,7 @@ use rvllm_ir::{DType, tile::Kernel};
 use rvllm_targets::Target;
 use rvllm_tests::{
     cases::{
-        gemm::{ROWS, SHAPES, launch, quantized, quantized_launch, variants},
+        gemm::{ROWS, SHAPES, launch, quantized, quantized_launch, stored, variants},
         sum_tolerance,
     },
     launch::{Code, Launch, Symbols, assert_close, assert_same, tried},
@@ -60,6 +60,15 @@ fn products_of_values_equal_the_interpreter_and_each_other_bit_for_bit() {
             let code = Code::new(&shapes.concat(), &target);
             shapes.iter().for_each(|kernels| check(&target, &code, |_| 1e-5, kernels, quantized_launch));
         }
+    }
+}
+
+#[test]
+fn products_with_weights_as_checkpoints_store_them_equal_the_interpreter() {
+    for target in targets() {
+        let shapes = stored(&target);
+        let code = Code::new(&shapes.concat(), &target);
+        shapes.iter().for_each(|kernels| check(&target, &code, |_| 1e-5, kernels, quantized_launch));
     }
 }
 

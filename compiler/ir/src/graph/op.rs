@@ -155,15 +155,35 @@ pub enum Scales {
     /// One for each row of x, and one for so many columns of a row of the weight, which holds unsigned values: what stands
     /// for zero is the middle of their range.
     Groups(usize),
+    /// As [`Scales::Groups`], with a value for each that stands for zero.
+    GroupsWithZeros(usize),
 }
 
 impl Scales {
+    /// Those of a weight: a scale for `group` columns, or for all of a row where absent, and zeros where there are some.
+    pub fn of(group: Option<usize>, zeros: bool) -> Scales {
+        match (group, zeros) {
+            (None, _) => Scales::Rows,
+            (Some(n), false) => Scales::Groups(n),
+            (Some(n), true) => Scales::GroupsWithZeros(n),
+        }
+    }
+
+    /// Columns of a weight that share a scale, where they are less than all of a row.
+    pub fn group(self) -> Option<usize> {
+        match self {
+            Scales::None | Scales::Rows => None,
+            Scales::Groups(n) | Scales::GroupsWithZeros(n) => Some(n),
+        }
+    }
+
     /// How many operands they are.
     pub fn operands(self) -> usize {
         match self {
             Scales::None => 0,
             Scales::Rows => 2,
             Scales::Groups(_) => 3,
+            Scales::GroupsWithZeros(_) => 4,
         }
     }
 }
@@ -193,8 +213,9 @@ pub enum Call {
     /// `(x [.., K]) -> (values [.., K], scale [..]f32, sums [.., K/group]f32?)`: `x ≈ values * scale`.
     QuantizeRows(Quantize),
     /// `(x [.., K], weight [N, K], bias?, residual?, scales..) -> [.., N or N/2]`, in `out`. The scales are
-    /// `x_scale [..]f32, weight_scale [N]f32` with [`Scales::Rows`]; `x_scale, weight_scale [N, K/group]f16,
-    /// x_sums [.., K/group]f32` with [`Scales::Groups`].
+    /// `x_scale [..]f32, weight_scale [N]f32` with [`Scales::Rows`]; `x_scale, weight_scale [N, K/group]` in f16, bf16 or f32,
+    /// `x_sums [.., K/group]f32` with [`Scales::Groups`], and after them with [`Scales::GroupsWithZeros`]
+    /// `weight_zero [N, K/group]f16`.
     Gemm {
         /// What happens before the store.
         epilogue: Epilogue,

@@ -111,6 +111,7 @@ fn scales_of(scales: Scales) -> Option<String> {
         Scales::None => None,
         Scales::Rows => Some("scales = rows".to_string()),
         Scales::Groups(n) => Some(format!("scales = {n}")),
+        Scales::GroupsWithZeros(n) => Some(format!("zeros = {n}")),
     }
 }
 

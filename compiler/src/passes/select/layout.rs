@@ -85,8 +85,9 @@ impl Selection<'_> {
             Op::Call(Call::Gemm { epilogue, .. }) if *operand == 1 => {
                 Some((epilogue.silu_mul, pair(self.graph.tensor(value).dtype)))
             }
-            Op::Call(Call::Gemm { epilogue, scales: Scales::Groups(_), .. }) => {
-                (*operand as usize == epilogue.operands() + 1).then_some((epilogue.silu_mul, 1))
+            Op::Call(Call::Gemm { epilogue, scales: Scales::Groups(_) | Scales::GroupsWithZeros(_), .. }) => {
+                let first = epilogue.operands();
+                [first + 1, first + 3].contains(&(*operand as usize)).then_some((epilogue.silu_mul, 1))
             }
             _ => None,
         };

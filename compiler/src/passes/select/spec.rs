@@ -1,8 +1,9 @@
 //! The numbers of each call's kernels, and the kernels' names.
 
 use super::{Choice, Selection, layout::pair};
-use crate::passes::bucket::bucket;
+use crate::{emit, passes::bucket::bucket};
 use petgraph::stable_graph::NodeIndex;
+use rvllm_artifact::quantized::Stored;
 use rvllm_ir::{
     DType, Dim, Sym, TensorType,
     graph::{Attention, Call, Dequantize, Epilogue, Quantize, Scales, ValueId},
@@ -12,7 +13,7 @@ use rvllm_kernels::{
     Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, QuantizeRows, Quantized, RmsNorm, RopeKvWrite, Spec,
     Split,
 };
-use rvllm_targets::GemmRow;
+use rvllm_targets::{GemmRow, Target};
 
 /// Runs of logits that a CTA of `logit_stats` looks at together on a GPU (8 elements for each of 512 threads), and parts of a
 /// row, each a CTA's: one alone reads half a megabyte in 20 µs. For more of them 256 rows take longer.
@@ -133,7 +134,7 @@ impl Selection<'_> {
         };
         let mut numbers = self.gemm_of(n, m, a, weight, epilogue, out)?;
         numbers.quantized = self.quantized(n, epilogue, scales)?;
-        let dtype = numbers.quantized.map_or(numbers.dtype, |q| q.weight);
+        let dtype = numbers.quantized.map_or(numbers.dtype, schedule);
         let buckets = bucket(self.target, dtype, epilogue.silu_mul, [numbers.n, numbers.k], self.limits.rows(m));
         if buckets.is_empty() {
             let (target, gated) = (&self.target.name, if epilogue.silu_mul { "gated " } else { "" });
@@ -144,17 +145,18 @@ impl Selection<'_> {
 
     /// How the operands of a product are quantised.
     fn quantized(&self, n: NodeIndex, epilogue: Epilogue, scales: Scales) -> Result<Option<Quantized>, String> {
-        let group = match scales {
-            Scales::None => return Ok(None),
-            Scales::Rows => None,
-            Scales::Groups(group) => Some(group),
-        };
-        self.quantized_as(self.tensor(n, 1)?.dtype, group, n, epilogue.operands() + 1).map(Some)
+        if scales == Scales::None {
+            return Ok(None);
+        }
+        let quantized = self.quantized_as(self.tensor(n, 1)?.dtype, scales.group(), n, epilogue.operands() + 1)?;
+        Ok(Some(Quantized { zeros: matches!(scales, Scales::GroupsWithZeros(_)), ..quantized }))
     }
 
     /// Values whose scales are operand `i`.
     fn quantized_as(&self, weight: DType, group: Option<usize>, n: NodeIndex, i: usize) -> Result<Quantized, String> {
-        Ok(Quantized { weight, group, scales: self.weight_layout(self.operand(n, i)?) })
+        let scales = self.operand(n, i)?;
+        let scale = self.graph.tensor(scales).dtype;
+        Ok(Quantized { weight, group, scales: self.weight_layout(scales), scale, zeros: false })
     }
 
     /// A product without its tile sizes.
@@ -350,8 +352,22 @@ fn gemm_symbol(s: &Gemm) -> String {
 }
 
 fn weight_name(q: Quantized) -> String {
-    let Quantized { weight, group, scales: _ } = q;
-    weight.to_string() + &group.map_or(String::new(), |n| format!("g{n}"))
+    let Quantized { weight, group, scales: _, scale, zeros } = q;
+    let scale = if group.is_some() && scale != DType::F16 { format!("_{scale}") } else { String::new() };
+    let group = group.map_or(String::new(), |n| format!("g{n}"));
+    format!("{weight}{group}{scale}{}", flag(zeros, "z"))
+}
+
+/// The element type whose schedule rows a product of values has: groups are walked in one way, whatever their bits.
+fn schedule(q: Quantized) -> DType {
+    if q.group.is_some() { DType::U4 } else { q.weight }
+}
+
+/// Whether a target has numbers for products with weights that are stored so.
+pub(crate) fn has_schedule(target: &Target, stored: Stored) -> bool {
+    let dtype = if stored.group.is_some() { DType::U4 } else { emit::ir_dtype(stored.values) };
+    let rows = |gated| target.gemm_rows(dtype.name(), gated, 64, 64);
+    [false, true].into_iter().all(|gated| !rows(gated).is_empty())
 }
 
 fn values(how: Quantize) -> String {

@@ -99,3 +99,29 @@ fn what_is_wrong_is_named() {
     assert_eq!(checkpoint.bytes("t", 4..12).unwrap().len(), 8);
     assert!(checkpoint.tensor("u").is_err());
 }
+
+#[test]
+fn parts_of_blocks_are_the_files_bits() {
+    let file = blocks();
+    let gguf = Gguf::read("blocks.gguf", &file).unwrap();
+    for (kind, values, middle) in [("Q4_0", "u4", 8.0), ("Q8_0", "u8", 128.0)] {
+        let name = |part: &str| format!("{kind}.stored{part}");
+        let part = |name: &str| gguf.bytes(&file, name, 0..gguf.tensor(name).unwrap().bytes().unwrap()).unwrap();
+        assert_eq!(gguf.tensor(&name(".values")).unwrap().to_string(), format!("[3, 512]{values}"));
+        assert_eq!(gguf.tensor(&name(".scales")).unwrap().to_string(), "[3, 16]f16");
+        let q: Vec<u8> = match values {
+            "u4" => part(&name(".values")).iter().flat_map(|b| [b & 15, b >> 4]).collect(),
+            _ => part(&name(".values")).into_owned(),
+        };
+        let scales: Vec<f32> =
+            part(&name(".scales")).as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect();
+        let ours: Vec<u8> =
+            q.iter().zip(0..).flat_map(|(q, i)| ((f32::from(*q) - middle) * scales[i / 32]).to_le_bytes()).collect();
+        assert_eq!(ours, part(&format!("{kind}.numbers")).as_ref(), "{kind}");
+        let whole = part(&name(".values"));
+        assert_eq!(gguf.bytes(&file, &name(".values"), 300..410).unwrap().as_ref(), &whole[300..410]);
+        let end = whole.len() as u64;
+        assert!(gguf.bytes(&file, &name(".values"), 0..end + 1).is_none());
+    }
+    assert!(gguf.tensor("Q4_1.stored.values").is_none() && gguf.stored("Q6_K.stored").is_none());
+}

@@ -6,5 +6,6 @@ mod gguf;
 mod gpu;
 mod hostile;
 mod model;
+mod quantized;
 mod recipes;
 mod round_trip;

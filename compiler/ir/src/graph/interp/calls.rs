@@ -12,7 +12,7 @@ pub(super) fn evaluate(call: &Call, operands: &[&Tensor], kv: &mut KvState) -> R
     match call {
         Call::Embed { values: None } => Ok(vec![ops::gather(operands[0], operands[1])?]),
         Call::Embed { values: Some(how) } => {
-            let table = quantize::numbers(operands[0], how.group.unwrap_or(operands[0].last()), operands[2]);
+            let table = quantize::numbers(operands[0], how.group.unwrap_or(operands[0].last()), operands[2], None);
             Ok(vec![ops::gather(&table, operands[1])?])
         }
         Call::RmsNorm { eps, residual, rows, quantize } => rms_norm(operands, *eps, *residual, *rows, *quantize),
@@ -56,9 +56,10 @@ fn gemm(operands: &[&Tensor], e: Epilogue, scales: Scales) -> Tensor {
     let (x, w) = (numbers[0], numbers[1]);
     let mut y = match scales {
         Scales::None => ops::linear(x, w, bias),
-        Scales::Rows | Scales::Groups(_) => {
-            let group = if let Scales::Groups(n) = scales { n } else { w.last() };
-            let [x, w] = [(x, x.last(), scale[0]), (w, group, scale[1])].map(|(v, n, s)| quantize::numbers(v, n, s));
+        Scales::Rows | Scales::Groups(_) | Scales::GroupsWithZeros(_) => {
+            let x = quantize::numbers(x, x.last(), scale[0], None);
+            let zeros = matches!(scales, Scales::GroupsWithZeros(_)).then(|| scale[3]);
+            let w = quantize::numbers(w, scales.group().unwrap_or(w.last()), scale[1], zeros);
             ops::linear(&x, &w, bias)
         }
     };

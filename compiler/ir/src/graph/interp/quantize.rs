@@ -22,11 +22,13 @@ pub(super) fn rows(x: &Tensor, how: Quantize) -> Vec<Tensor> {
     [Tensor::float(&x.dims, how.to, values), Tensor::f32(dims, scales)].into_iter().chain(sums).collect()
 }
 
-/// The numbers that values in groups of `group` stand for; scales lie in the row-major order of the groups.
-pub(super) fn numbers(values: &Tensor, group: usize, scales: &Tensor) -> Tensor {
-    let zero = zero_point(values.dtype);
-    let groups = values.floats().chunks_exact(group.max(1)).zip(scales.floats());
-    Tensor::f32(&values.dims, groups.flat_map(|(group, s)| group.iter().map(move |q| (q - zero) * s)).collect())
+/// The numbers that values in groups of `group` stand for; scales, and zeros, lie in the row-major order of the groups.
+pub(super) fn numbers(values: &Tensor, group: usize, scales: &Tensor, zeros: Option<&Tensor>) -> Tensor {
+    let middle = zero_point(values.dtype);
+    let zero = |i: usize| zeros.map_or(middle, |zeros| zeros.floats()[i]);
+    let groups = values.floats().chunks_exact(group.max(1)).zip(scales.floats()).enumerate();
+    let numbers = groups.flat_map(|(i, (group, s))| group.iter().map(move |q| (q - zero(i)) * s));
+    Tensor::f32(&values.dims, numbers.collect())
 }
 
 /// What stands for zero.

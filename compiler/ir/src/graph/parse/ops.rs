@@ -122,7 +122,7 @@ fn embed(a: &mut Attrs<'_>) -> Read<Call> {
     let group = match scales(a)? {
         Scales::None => return Ok(Call::Embed { values: None }),
         Scales::Rows => None,
-        Scales::Groups(n) => Some(n),
+        Scales::Groups(n) | Scales::GroupsWithZeros(n) => Some(n),
     };
     Ok(Call::Embed { values: Some(Dequantize { group, out: a.required_dtype("out")? }) })
 }
@@ -133,8 +133,11 @@ fn quantize(a: &mut Attrs<'_>) -> Read<Option<Quantize>> {
     Ok(Some(Quantize { to, group: a.optional("group")? }))
 }
 
-/// `rows`, or the columns that share a scale.
+/// `rows`, or the columns that share a scale; `zeros` are those that share a scale and a zero.
 fn scales(a: &mut Attrs<'_>) -> Read<Scales> {
+    if let Some(columns) = a.optional("zeros")? {
+        return Ok(Scales::GroupsWithZeros(columns));
+    }
     let read = |s: &str| match s {
         "rows" => Some(Scales::Rows),
         columns => columns.parse().ok().map(Scales::Groups),

@@ -97,7 +97,7 @@ fn gemm(o: Operands<'_>, e: Epilogue, scales: Scales, out: DType) -> Inferred {
     o.count(end + scales.operands())?;
     let mut y = match scales {
         Scales::None => o.product(out, e.bias)?,
-        Scales::Rows | Scales::Groups(_) => scaled_product(o, e.bias, scales, end, out)?,
+        Scales::Rows | Scales::Groups(_) | Scales::GroupsWithZeros(_) => scaled_product(o, e.bias, scales, end, out)?,
     };
     if e.silu_mul {
         let n = o.last(&y, "the product")?;
@@ -131,10 +131,15 @@ fn scaled_product(o: Operands<'_>, bias: bool, scales: Scales, at: usize, out: D
             o.exactly(at + 1, "w_scale", &TensorType::new([*n], DType::F32))?;
             x.dtype == w.dtype && matches!(x.dtype, DType::I8 | DType::F8e4m3)
         }
-        Scales::Groups(group) => {
+        Scales::Groups(group) | Scales::GroupsWithZeros(group) => {
             let groups = Dim::Const(groups(o, k, group)?);
-            o.exactly(at + 1, "w_scale", &TensorType::new([*n, groups], DType::F16))?;
+            let scale = o.ranked(at + 1, "w_scale", 2)?.dtype;
+            let scale = if matches!(scale, DType::Bf16 | DType::F32) { scale } else { DType::F16 };
+            o.exactly(at + 1, "w_scale", &TensorType::new([*n, groups], scale))?;
             o.exactly(at + 2, "x_sums", &TensorType::new(rows.iter().copied().chain([groups]), DType::F32))?;
+            if matches!(scales, Scales::GroupsWithZeros(_)) {
+                o.exactly(at + 3, "w_zero", &TensorType::new([*n, groups], DType::F16))?;
+            }
             x.dtype == DType::I8 && matches!(w.dtype, DType::U4 | DType::U8)
         }
     };

@@ -1,0 +1,148 @@
+//! Models whose checkpoints are quantised already: what kernels multiply with is what the checkpoint stores, and answers are
+//! near those of the same numbers in f32.
+
+use anyhow::{Context, Result, ensure};
+use rvllm_artifact::gguf::blocks::Encoding;
+use rvllm_compiler::{
+    Options,
+    options::{DTypeChoice, QuantizeChoice},
+};
+use rvllm_engine::{EngineOptions, SamplingParams};
+use rvllm_tests::{
+    gguf,
+    model::{Compiled, answers, greedy, logprob, root},
+    quantized::{self, Layout},
+};
+use safetensors::SafeTensors;
+use std::{fs, path::Path};
+
+/// Tokens that are scored.
+const TOKENS: usize = 2000;
+/// How much another perplexity activations of 8 bits may give.
+const NEAR: f64 = 0.02;
+
+fn demo() -> std::path::PathBuf {
+    root().join("models/demo")
+}
+
+fn compile(model: &Path, change: impl FnOnce(&mut Options)) -> Result<Compiled> {
+    let mut options = Options::new(model.display().to_string());
+    change(&mut options);
+    Compiled::with(options)
+}
+
+/// The demo in a layout, in a directory of its own.
+fn checkpoint(layout: Layout, symmetric: bool) -> Result<tempfile::TempDir> {
+    let dir = tempfile::tempdir()?;
+    quantized::write(&demo(), layout, symmetric, dir.path())?;
+    Ok(dir)
+}
+
+/// Perplexity of the first tokens of the held-out text.
+fn perplexity(model: &Compiled) -> Result<f64> {
+    let text = fs::read_to_string(root().join("tests/goldens/texts/books_heldout.txt"))?;
+    let mut engine = model.engine(EngineOptions { threads: Some(2), ..EngineOptions::default() })?;
+    let tokens = engine.tokenizer().context("the demo has a tokenizer")?.encode(&text, false)?;
+    let params = SamplingParams { prompt_logprobs: Some(0), ..greedy(1) };
+    let windows: Vec<&[u32]> = tokens[..TOKENS].chunks(500).collect();
+    let requests: Vec<_> = windows.iter().map(|window| (window.to_vec(), params.clone())).collect();
+    let (mut nll, mut count) = (0.0, 0);
+    for (window, answer) in windows.iter().zip(answers(&mut engine, &requests)?) {
+        for (token, at) in window.iter().zip(&answer.prompt_logprobs).filter_map(|(t, at)| Some((t, at.as_ref()?))) {
+            nll -= f64::from(logprob(at, *token).context("every token of the prompt is scored")?);
+            count += 1;
+        }
+    }
+    Ok((nll / f64::from(count)).exp())
+}
+
+/// Names of the weights of `model` that end so, with their bytes.
+fn weights(model: &Compiled, ends: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let file = model.artifact.entry("weights/model.safetensors").context("embedded weights")?;
+    let tensors = SafeTensors::deserialize(file)?.tensors();
+    let wanted = tensors.into_iter().filter(|(name, _)| ends.iter().any(|end| name.ends_with(end)));
+    let mut all: Vec<_> = wanted.map(|(name, view)| (name, view.data().to_vec())).collect();
+    all.sort();
+    Ok(all)
+}
+
+/// The layers' weights of `ours` are those of `theirs`, byte for byte.
+fn same_values(what: &str, ours: &Compiled, theirs: &Compiled) -> Result<()> {
+    let layers = |model| -> Result<Vec<_>> {
+        let all = weights(model, &[".values", ".scales", ".zeros"])?;
+        Ok(all.into_iter().filter(|(name, _)| name.contains("layers.")).collect())
+    };
+    let (ours, theirs) = (layers(ours)?, layers(theirs)?);
+    ensure!(!ours.is_empty(), "{what}: no weight is stored as values");
+    let names = |all: &[(String, Vec<u8>)]| all.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    ensure!(names(&ours) == names(&theirs), "{what}: {:?}, not {:?}", names(&ours), names(&theirs));
+    let differ = ours.iter().zip(&theirs).find(|(a, b)| a != b);
+    ensure!(differ.is_none(), "{what}: {:?} differs", differ.map(|(a, _)| &a.0));
+    Ok(())
+}
+
+/// As it is stored, and widened to f32: the perplexities are near.
+fn near_widened(what: &str, model: &Path) -> Result<Compiled> {
+    let stored = compile(model, |_| ())?;
+    let widened = compile(model, |o| (o.as_stored, o.dtype) = (false, DTypeChoice::F32))?;
+    ensure!(weights(&widened, &[".values"])?.is_empty(), "{what}: widened weights are no values");
+    let (ours, theirs) = (perplexity(&stored)?, perplexity(&widened)?);
+    println!("{what}: perplexity {ours:.4} as stored, {theirs:.4} widened to f32");
+    ensure!((ours / theirs - 1.0).abs() < NEAR, "{what}: perplexity {ours} as stored, {theirs} widened");
+    Ok(stored)
+}
+
+#[test]
+fn symmetric_values_are_those_that_quantize_makes() -> Result<()> {
+    let int4 = compile(&demo(), |o| o.quantize = Some(QuantizeChoice::Int4))?;
+    for layout in [Layout::Gptq, Layout::Awq, Layout::Packed] {
+        let dir = checkpoint(layout, true)?;
+        let ours = compile(dir.path(), |_| ())?;
+        same_values(&format!("{layout:?}"), &ours, &int4)?;
+    }
+    let dir = checkpoint(Layout::Int8, true)?;
+    let int8 = compile(&demo(), |o| o.quantize = Some(QuantizeChoice::Int8))?;
+    same_values("Int8", &compile(dir.path(), |_| ())?, &int8)
+}
+
+#[test]
+fn answers_are_near_those_of_the_numbers_in_f32() -> Result<()> {
+    for layout in [Layout::Gptq, Layout::Awq, Layout::Packed] {
+        let dir = checkpoint(layout, false)?;
+        let stored = near_widened(&format!("{layout:?} with zeros"), dir.path())?;
+        ensure!(!weights(&stored, &[".zeros"])?.is_empty(), "{layout:?} has no zeros");
+    }
+    let dir = checkpoint(Layout::Int8, true)?;
+    near_widened("Int8", dir.path()).map(|_| ())
+}
+
+#[test]
+fn gguf_blocks_stay_as_they_are() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for (encoding, most) in [(Encoding::Q4_0, 1.05), (Encoding::Q8_0, 1.05)] {
+        let path = dir.path().join(format!("{encoding}.gguf"));
+        gguf::write(&demo(), encoding, &path)?;
+        let stored = near_widened(&encoding.to_string(), &path)?;
+        let file = rvllm_artifact::Checkpoint::open(&path)?;
+        let header = file.gguf().context("a GGUF file")?.header_bytes();
+        let theirs = fs::metadata(&path)?.len() as f64 - header as f64;
+        let ours: usize =
+            weights(&stored, &[""])?.iter().filter(|(name, _)| !name.contains("rope")).map(|w| w.1.len()).sum();
+        println!("{encoding}: {ours} bytes packed, {theirs} in the file");
+        ensure!(ours as f64 <= most * theirs, "{encoding}: {ours} bytes packed, {theirs} in the file");
+    }
+    Ok(())
+}
+
+#[test]
+fn fewer_bits_can_be_asked_for_and_more_are_not_made_up() -> Result<()> {
+    let dir = checkpoint(Layout::Int8, true)?;
+    let kinds =
+        |model: &Compiled| -> Result<usize> { Ok(weights(model, &[".values"])?.iter().map(|w| w.1.len()).sum()) };
+    let as_stored = kinds(&compile(dir.path(), |_| ())?)?;
+    let int4 = kinds(&compile(dir.path(), |o| o.quantize = Some(QuantizeChoice::Int4))?)?;
+    ensure!(int4 < as_stored, "{int4} bytes of int4, {as_stored} as stored");
+    let four = checkpoint(Layout::Gptq, true)?;
+    let kept = compile(four.path(), |o| o.quantize = Some(QuantizeChoice::Int8))?;
+    same_values("int8 on 4 bits", &kept, &compile(four.path(), |_| ())?)
+}
