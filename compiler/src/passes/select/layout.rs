@@ -72,7 +72,7 @@ impl Selection<'_> {
         };
         // values in groups are multiplied on vectors, which want rows
         let multiplied = |(user, operand): &(NodeIndex, u32)| {
-            let whole = |scales: &Scales| !matches!(scales, Scales::Groups(_));
+            let whole = |scales: &Scales| scales.group().is_none();
             *operand == 0 && matches!(&self.graph.node(*user).op, Op::Call(Call::Gemm { scales, .. }) if whole(scales))
         };
         let users = self.graph.users(value);
