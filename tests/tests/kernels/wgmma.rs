@@ -11,7 +11,7 @@ const SHAPES: [(usize, usize); 5] = [(4096, 512), (6144, 512), (16384, 512), (10
 
 fn product(row: &GemmRow, (n, k): (usize, usize), residual: bool, out: DType) -> Gemm {
     let weight = DType::parse(&row.dtype).unwrap();
-    let scaled = Quantized { weight, group: None, scales: MemLayout::DENSE };
+    let scaled = Quantized { weight, group: None, scales: MemLayout::DENSE, scale: DType::F32, zeros: false };
     Gemm {
         m: Sym::T,
         n,
