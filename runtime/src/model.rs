@@ -5,11 +5,13 @@
 use crate::{
     cli::{self, GenerationConfig},
     error::{FAILURE, Failure, note},
+    parsers,
     sampling::Sampling,
 };
 use anyhow::{Context, Result};
 use rvllm_artifact::{Artifact, plan::DType};
 use rvllm_engine::{DeviceChoice, Engine, EngineError, EngineOptions, SamplingParams, WeightsOption, device::cuda};
+use rvllm_server::notation::Notation;
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -69,7 +71,12 @@ impl Session {
             GenerationConfig::Auto => self.artifact.entry("generation_config.json"),
             GenerationConfig::Vllm => None,
         };
-        flags.over(config, max_tokens)
+        let mut params = flags.over(config, max_tokens)?;
+        if let Some(tokenizer) = self.engine.tokenizer() {
+            let notation = Notation::new(parsers::of_artifact(&self.artifact, None), Some(tokenizer));
+            params.thinking = notation.thinking(tokenizer)?;
+        }
+        Ok(params)
     }
 }
 

@@ -76,6 +76,9 @@ pub struct Sampling {
     /// End an answer that repeats itself: '{"max_pattern_size": N, "min_pattern_size": N, "min_count": N}'
     #[arg(long, value_name = "JSON", help_heading = "Stopping")]
     pub repetition_detection: Option<Repetition>,
+    /// End the model's reasoning behind this many tokens [default: never]
+    #[arg(long, value_name = "N", help_heading = "Stopping")]
+    pub thinking_token_budget: Option<u32>,
     /// Keep the stop text in the answer
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Stopping")]
     pub include_stop_str_in_output: Option<bool>,

@@ -11,7 +11,7 @@ use crate::{
     tools::{Choice, Tools},
 };
 use rvllm_artifact::parsers::Parsers;
-use rvllm_engine::{SamplingParams, StructuredOutputs, Tokenizer, thinking::Thinking};
+use rvllm_engine::{SamplingParams, StructuredOutputs, Tokenizer, TokenizerError, thinking::Thinking};
 use std::sync::Arc;
 
 /// How a model's answers are read.
@@ -56,7 +56,7 @@ impl Notation {
     ///
     /// # Errors
     /// The tokenizer refuses the marks.
-    pub fn thinking(&self, tokenizer: &Tokenizer) -> Result<Option<Arc<Thinking>>, ApiError> {
+    pub fn thinking(&self, tokenizer: &Tokenizer) -> Result<Option<Arc<Thinking>>, TokenizerError> {
         let Some(family) = self.parsers.reasoning else { return Ok(None) };
         let ([open, close], implicit) = parsers::thinking(family);
         let (open, close) = (tokenizer.encode(open, false)?, tokenizer.encode(close, false)?);
