@@ -57,7 +57,7 @@ pub use chat::{ChatError, ChatTemplate, Conversation};
 pub use engine::{Engine, EngineParts, Scored, Scoring};
 pub use error::EngineError;
 pub use forward::{Forward, Limits};
-pub use grammar::{Grammar, GrammarCompiler, GrammarError, StructuredOutputs};
+pub use grammar::{Grammar, GrammarCompiler, GrammarError, StructuredOutputs, lark_literal};
 pub use load::{DeviceChoice, EngineOptions, WeightsOption};
 pub use memory::{DeviceTable, MemoryTable};
 pub use output::{Finish, FinishReason, Logprob, Logprobs, Metrics, Output, RequestId, SequenceOutput, StopReason};

@@ -11,7 +11,7 @@ use crate::{
     tools::{Choice, Tools},
 };
 use rvllm_artifact::parsers::{Parsers, ReasoningParser, ToolParser};
-use rvllm_engine::{StructuredOutputs, Tokenizer};
+use rvllm_engine::{StructuredOutputs, Tokenizer, lark_literal};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -162,7 +162,7 @@ impl Rules {
                 None => (rest, ""),
             };
             if !before.is_empty() {
-                parts.push(Value::from(before).to_string());
+                parts.push(lark_literal(before));
             }
             parts.extend(first.map(|(_, _, id)| format!("<[{id}]>")));
             rest = after;

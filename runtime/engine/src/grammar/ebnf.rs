@@ -6,8 +6,7 @@
 //! Invariants: what is not of the notation is refused with its place; nesting is bounded, so that no reader of a grammar
 //! runs out of stack.
 
-use super::error::GrammarError;
-use serde_json::Value;
+use super::{error::GrammarError, request::lark_literal};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
@@ -386,7 +385,7 @@ fn name(rule: &str, terminals: &BTreeSet<String>) -> String {
 
 fn write_expr(expr: &Expr, terminals: &BTreeSet<String>, out: &mut String) {
     match expr {
-        Expr::Literal(text) => out.push_str(&Value::from(text.as_str()).to_string()),
+        Expr::Literal(text) => out.push_str(&lark_literal(text)),
         Expr::Class(class) => {
             let _ = write!(out, "/{class}/");
         }

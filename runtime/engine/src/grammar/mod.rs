@@ -26,7 +26,7 @@ pub mod workers;
 pub use compiler::{Grammar, GrammarCompiler};
 pub use error::GrammarError;
 pub use matcher::{Mask, Matcher};
-pub use request::StructuredOutputs;
+pub use request::{StructuredOutputs, lark_literal};
 
 #[cfg(test)]
 mod tests;

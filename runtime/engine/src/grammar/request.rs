@@ -156,11 +156,16 @@ fn of_schema(schema: Value) -> TopLevelGrammar {
     TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema))
 }
 
+/// A text as a literal of Lark's: JSON's notation, but without any control character as it is, U+007F among them.
+pub fn lark_literal(text: &str) -> String {
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
 fn of_choice(choice: &[String]) -> Result<TopLevelGrammar, GrammarError> {
     if choice.is_empty() {
         return Err(GrammarError::invalid("choice", "the list is empty"));
     }
-    let quoted: Vec<String> = choice.iter().map(|c| Value::from(c.as_str()).to_string()).collect();
+    let quoted: Vec<String> = choice.iter().map(|c| lark_literal(c)).collect();
     Ok(TopLevelGrammar::from_lark(format!("start: CHOICE\nCHOICE: {}", quoted.join(" | "))))
 }
 

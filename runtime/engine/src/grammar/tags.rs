@@ -7,7 +7,10 @@
 //! Invariants: a format or a field that is not taken is refused by name; a trigger is always followed by the rest of a
 //! tag's beginning.
 
-use super::{error::GrammarError, request::StructuredOutputs};
+use super::{
+    error::GrammarError,
+    request::{StructuredOutputs, lark_literal},
+};
 use llguidance::regex_to_lark;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -69,10 +72,6 @@ impl<'v> Tag<'v> {
     }
 }
 
-fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
-}
-
 fn list<'v>(format: &'v Map<String, Value>, name: &str) -> Result<&'v Vec<Value>, GrammarError> {
     let list = format.get(name).and_then(Value::as_array).filter(|l| !l.is_empty());
     list.ok_or_else(|| invalid(format!("{name} must be a list that is not empty")))
@@ -101,7 +100,7 @@ impl Rules<'_> {
         let text =
             |name: &str| map.get(name).and_then(Value::as_str).ok_or_else(|| invalid(format!("{name} must be a text")));
         match map.get("type").and_then(Value::as_str).unwrap_or_default() {
-            "const_string" => text("value").map(quoted),
+            "const_string" => text("value").map(lark_literal),
             "json_schema" => self.json(map.get("json_schema")),
             "regex" => Ok(self.rule("", &format!("/{}/", regex_to_lark(text("pattern")?, "")))),
             "any_text" if last => Ok("TEXT".to_string()),
@@ -140,16 +139,16 @@ impl Rules<'_> {
     /// A tag, of whose beginning `begun` has been written.
     fn tag(&mut self, tag: &Tag<'_>, begun: &str, depth: usize) -> Result<String, GrammarError> {
         let rest = tag.begin.strip_prefix(begun).unwrap_or(tag.begin);
-        let begin = if rest.is_empty() { String::new() } else { quoted(rest) + " " };
+        let begin = if rest.is_empty() { String::new() } else { lark_literal(rest) + " " };
         if tag.content.get("type").is_some_and(|t| t == "any_text") {
             if tag.end.is_empty() {
                 return Err(invalid("a tag of any_text needs an end"));
             }
-            let text = self.rule(&format!("[suffix={}]", quoted(tag.end)), "TEXT");
+            let text = self.rule(&format!("[suffix={}]", lark_literal(tag.end)), "TEXT");
             return Ok(self.rule("", &format!("{begin}{text}")));
         }
         let content = self.format(tag.content, depth + 1, false)?;
-        let end = if tag.end.is_empty() { String::new() } else { " ".to_string() + &quoted(tag.end) };
+        let end = if tag.end.is_empty() { String::new() } else { " ".to_string() + &lark_literal(tag.end) };
         Ok(self.rule("", &format!("{begin}{content}{end}")))
     }
 
@@ -169,7 +168,7 @@ impl Rules<'_> {
             if bodies.is_empty() {
                 return Err(invalid(format!("no tag begins with the trigger {trigger:?}")));
             }
-            let head = self.rule("[lazy]", &format!("TEXT {}", quoted(trigger)));
+            let head = self.rule("[lazy]", &format!("TEXT {}", lark_literal(trigger)));
             options.push(self.rule("", &format!("{head} ({})", bodies.join(" | "))));
         }
         let tags = options.join(" | ");
@@ -186,7 +185,7 @@ impl Rules<'_> {
         let tags = tags.map(|t| self.tag(&Tag::read(t)?, "", depth + 1)).collect::<Result<Vec<_>, _>>()?;
         let one = self.rule("", &tags.join(" | "));
         let separator = map.get("separator").and_then(Value::as_str);
-        let separator = quoted(separator.ok_or_else(|| invalid("separator must be a text"))?);
+        let separator = lark_literal(separator.ok_or_else(|| invalid("separator must be a text"))?);
         let some = match flag(map, "stop_after_first") {
             true => one,
             false => format!("{one} ({separator} {one})*"),

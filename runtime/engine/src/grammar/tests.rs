@@ -82,9 +82,9 @@ fn what_options_have_in_common_is_refused_by_its_place() {
 
 #[test]
 fn choices_are_texts_as_they_are() {
-    let choice = ["a", "ab", "", "\"\\", "π\n"].map(String::from).to_vec();
+    let choice = ["a", "ab", "", "\"\\", "π\n", "\u{1}\u{7f}\u{85}"].map(String::from).to_vec();
     let form = StructuredOutputs { choice: Some(choice), ..StructuredOutputs::default() };
-    check(&form, &["a", "ab", "", "\"\\", "π\n"], &["b", "aba", " a"]);
+    check(&form, &["a", "ab", "", "\"\\", "π\n", "\u{1}\u{7f}\u{85}"], &["b", "aba", " a"]);
     let none = StructuredOutputs { choice: Some(vec![]), ..StructuredOutputs::default() };
     assert_eq!(refusal(none).to_string(), "the choice cannot be followed: the list is empty");
 }
@@ -269,7 +269,7 @@ fn a_token_is_allowed_where_all_its_bytes_are() {
 proptest::proptest! {
     #[test]
     fn choices_take_their_texts_and_no_other(
-        choice in proptest::collection::vec("[ab\"\\\\é]{0,3}", 1..6), text in "[ab\"\\\\é]{0,4}",
+        choice in proptest::collection::vec("[ab\"\\\\é\u{7f}\u{1}]{0,3}", 1..6), text in "[ab\"\\\\é\u{7f}\u{1}]{0,4}",
     ) {
         let form = StructuredOutputs { choice: Some(choice.clone()), ..StructuredOutputs::default() };
         proptest::prop_assert_eq!(takes(&form, &text), choice.contains(&text));
