@@ -3,7 +3,7 @@
 //! Invariants: a whole number is an integer however it is written; a number that is not zero never becomes zero, and
 //! none becomes infinite.
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
 /// Whole numbers at most this large are exact as `f64`.
@@ -20,6 +20,14 @@ pub fn integral(value: Value) -> Value {
         },
         other => other,
     }
+}
+
+/// Reads an integer of an object within a request, however it is written.
+///
+/// # Errors
+/// It is no whole number, or not one of the type's.
+pub fn whole<'de, D: Deserializer<'de>, T: DeserializeOwned>(d: D) -> Result<T, D::Error> {
+    T::deserialize(integral(Value::deserialize(d)?)).map_err(serde::de::Error::custom)
 }
 
 /// Reads a field that may be absent to the nearest number that is finite, and zero only where it says zero.

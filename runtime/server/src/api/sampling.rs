@@ -108,11 +108,14 @@ pub struct Sampling {
 pub struct Repetition {
     /// Tokens of the longest pattern; 0 looks for none.
     #[schema(maximum = 1024)]
+    #[serde(deserialize_with = "number::whole")]
     pub max_pattern_size: u32,
     /// Tokens of the shortest pattern; 1 where absent or 0.
+    #[serde(default, deserialize_with = "number::whole")]
     pub min_pattern_size: Option<u32>,
     /// Times that the pattern must stand there.
     #[schema(minimum = 2, maximum = 1024)]
+    #[serde(deserialize_with = "number::whole")]
     pub min_count: u32,
 }
 
