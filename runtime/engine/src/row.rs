@@ -5,7 +5,10 @@
 //! - order is by logit, largest first, and by token id, smallest first, where logits are equal;
 //! - answers do not depend on how the statistics were computed, as they are maxima.
 
-use crate::forward::{LOGITS_BLOCK, Row};
+use crate::{
+    forward::{LOGITS_BLOCK, Row},
+    softmax::largest,
+};
 use std::cmp::Ordering;
 
 /// So few of the largest maxima are kept in order while the others are looked at.
@@ -144,10 +147,6 @@ fn first_equal(values: &[f32], value: f32) -> usize {
     let holds = |run: &[f32]| run.iter().fold(false, |found, v| found | (*v == value));
     let run = values.chunks(EQUAL_RUN).position(holds).unwrap_or(0) * EQUAL_RUN;
     run + values[run..].iter().position(|v| *v == value).unwrap_or(0)
-}
-
-fn largest(values: &[f32]) -> f32 {
-    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Weights of logits, a run at a time: exponentials of what they lie below the largest.
+//! Runs of logits at once: which may be chosen, the largest, and weights: exponentials of what they lie below the largest.
 //!
 //! Invariants: every processor computes the same bits, as sums have one order and nothing is contracted.
 
@@ -45,6 +45,36 @@ pub(crate) fn sum(scale: Scale, logits: &[f32]) -> f64 {
     lanes.iter().map(|lane| f64::from(*lane)).sum()
 }
 
+/// The largest of these; negative infinity of none.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
+pub(crate) fn largest(logits: &[f32]) -> f32 {
+    // Maxima of lanes, as one maximum after the other waits for the one before.
+    let mut lanes = [f32::NEG_INFINITY; 4 * LANES];
+    let (whole, rest) = logits.as_chunks::<{ 4 * LANES }>();
+    for chunk in whole {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if *logit > *lane { *logit } else { *lane };
+        }
+    }
+    rest.iter().chain(&lanes).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Copies those logits into `kept` whose bits are set, 32 to a word from the lowest on.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
+pub(crate) fn keep(words: &[u32], logits: &[f32], kept: &mut [f32]) {
+    const WORD: usize = u32::BITS as usize;
+    let ((logits, rest), (kept, kept_rest)) = (logits.as_chunks::<WORD>(), kept.as_chunks_mut::<WORD>());
+    for ((logits, kept), bits) in logits.iter().zip(kept).zip(words).filter(|(_, bits)| **bits != 0) {
+        for i in 0..WORD {
+            kept[i] = if bits >> i & 1 != 0 { logits[i] } else { kept[i] };
+        }
+    }
+    let last = words.get(logits.len()).copied().unwrap_or(0);
+    for (i, (logit, kept)) in rest.iter().zip(kept_rest).enumerate() {
+        *kept = if last >> i & 1 != 0 { *logit } else { *kept };
+    }
+}
+
 /// e to the power of `x`, which is at most 0, to three units in the last place; 0 far below and for what is no number.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
@@ -80,6 +110,22 @@ mod tests {
             let scale = Scale { max: 1.0, inverse, min };
             let expected: f64 = logits.iter().map(|l| f64::from(scale.weight(*l))).sum();
             prop_assert!((sum(scale, &logits) - expected).abs() <= 1e-5 * expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_largest_is_the_largest(logits in proptest::collection::vec(-40.0f32..1.0, 0..300)) {
+            prop_assert_eq!(largest(&logits), logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        }
+
+        #[test]
+        fn what_has_a_bit_is_kept(logits in proptest::collection::vec(-40.0f32..1.0, 0..300), words in proptest::collection::vec(prop_oneof![Just(0), Just(u32::MAX), any::<u32>()], 0..11)) {
+            let mut kept = vec![f32::NEG_INFINITY; logits.len()];
+            keep(&words, &logits, &mut kept);
+            let has = |i: usize| words.get(i / 32).is_some_and(|w| w >> (i % 32) & 1 != 0);
+            let expected = (0..logits.len()).map(|i| if has(i) { logits[i] } else { f32::NEG_INFINITY });
+            prop_assert_eq!(kept, expected.collect::<Vec<f32>>());
         }
     }
 

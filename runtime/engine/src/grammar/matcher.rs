@@ -9,6 +9,7 @@
 //!   so that what others asked of the copy decides nothing.
 
 use super::{compiler::Grammar, error::GrammarError};
+use crate::softmax;
 use llguidance::{
     TokenParser, panic_utils,
     toktrie::{SimpleVob, TokenId},
@@ -53,21 +54,7 @@ impl Mask {
     pub fn keep(&self, logits: &[f32], kept: &mut Vec<f32>) {
         kept.clear();
         kept.resize(logits.len(), f32::NEG_INFINITY);
-        let runs = logits.chunks(u32::BITS as usize).zip(kept.chunks_mut(u32::BITS as usize));
-        for ((logits, kept), bits) in runs.zip(self.allowed.as_slice()) {
-            if *bits == u32::MAX {
-                kept.copy_from_slice(logits);
-                continue;
-            }
-            let mut rest = *bits;
-            while rest != 0 {
-                let i = rest.trailing_zeros() as usize;
-                if let (Some(kept), Some(logit)) = (kept.get_mut(i), logits.get(i)) {
-                    *kept = *logit;
-                }
-                rest &= rest - 1;
-            }
-        }
+        softmax::keep(self.allowed.as_slice(), logits, kept);
     }
 }
 
