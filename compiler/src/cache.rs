@@ -128,6 +128,7 @@ fn settings(options: &Options) -> String {
         targets: _,
         output: _,
         dtype,
+        kv_cache_dtype,
         quantize,
         as_stored,
         max_model_len,
@@ -141,7 +142,7 @@ fn settings(options: &Options) -> String {
         artifact: _,
     } = options;
     let limits = (max_model_len, max_num_batched_tokens, max_num_seqs, max_logits);
-    format!("{dtype:?} {quantize:?} {as_stored} {limits:?} {weights:?} {dummy_weights:?}")
+    format!("{dtype:?} {kv_cache_dtype:?} {quantize:?} {as_stored} {limits:?} {weights:?} {dummy_weights:?}")
 }
 
 /// SHA-256 over parts; each part's length goes before it, so that no two lists of parts agree.

@@ -10,6 +10,7 @@ use crate::{
     emit,
     error::{Error, Result},
     import::{self, Model},
+    kv_cache,
     limits::limits,
     options::{Options, Stage, WeightsMode},
     passes::{
@@ -31,7 +32,7 @@ use rvllm_artifact::{
     plan::{Plan, Weight},
     quantized::Stored,
 };
-use rvllm_ir::graph::Graph;
+use rvllm_ir::{DType, graph::Graph};
 use rvllm_targets::Target;
 use std::{
     collections::{BTreeMap, HashSet},
@@ -112,6 +113,8 @@ struct Compilation<'a> {
     options: &'a Options,
     model: &'a Model,
     limits: Limits,
+    /// Element type of the KV cache, where it is not the model's.
+    stored: Option<DType>,
     progress: &'a dyn Progress,
     fused: Graph,
     /// Shapes of the checkpoint's tensors.
@@ -135,6 +138,7 @@ impl<'a> Compilation<'a> {
         limits: Limits,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
+        let stored = kv_cache::stored(options.kv_cache_dtype, model.dtype, targets)?;
         let graph = check("the model", model.architecture.build(model.dtype))?;
         let tensors = import::tensors(&graph);
         model.check(&tensors)?;
@@ -145,11 +149,11 @@ impl<'a> Compilation<'a> {
         let fused = check("fuse", fused)?;
         let fused = quantized(fused, options, model, targets)?;
         dump(options, progress, Stage::Fused, &fused)?;
-        Ok(Compilation { options, model, limits, progress, fused, tensors })
+        Ok(Compilation { options, model, limits, stored, progress, fused, tensors })
     }
 
     fn lower(&self, target: &Target) -> Result<Lowered> {
-        let program = select(&self.fused, target, &self.limits)
+        let program = select(&self.fused, target, &self.limits, self.stored)
             .map_err(|problems| Error::Unsupported { stage: "select", problems })?;
         codegen::check(&program.kernels)?;
         codegen::dump(&program.kernels, target, &self.options.emit, self.progress)?;
@@ -215,7 +219,7 @@ impl<'a> Compilation<'a> {
             format: manifest::FORMAT.to_string(),
             compiler: format!("rvllm {}", env!("CARGO_PKG_VERSION")),
             model: self.facts(),
-            kv_cache: kv_cache(lowered)?,
+            kv_cache: one_kv_cache(lowered)?,
             weights: self.weights(),
             tensors: self.tensors.clone(),
             targets: lowered.iter().map(|l| emit::target(&l.target)).collect(),
@@ -322,7 +326,7 @@ fn distinct(plans: &[Plan]) -> Vec<&Weight> {
 }
 
 /// The one KV cache of all targets.
-fn kv_cache(lowered: &[Lowered]) -> Result<manifest::KvCache> {
+fn one_kv_cache(lowered: &[Lowered]) -> Result<manifest::KvCache> {
     let mut caches =
         lowered.iter().filter_map(|l| Some((&l.target.name, emit::kv_cache(l.program.kv_cache.as_ref()?))));
     let (first, cache) =

@@ -98,6 +98,8 @@ fn arg(arg: &program::Arg) -> plan::Arg {
         program::Arg::Input(Input::TileSeq) => plan::Arg::Input(plan::Input::TileSeq),
         program::Arg::Input(Input::TileStart) => plan::Arg::Input(plan::Input::TileStart),
         program::Arg::ValueCache(layer) => plan::Arg::ValueCache(int(layer)),
+        program::Arg::KeyScales(layer) => plan::Arg::KeyScales(int(layer)),
+        program::Arg::ValueScales(layer) => plan::Arg::ValueScales(int(layer)),
     }
 }
 
@@ -184,7 +186,7 @@ fn part(of: Part) -> recipe::Part {
 
 /// The manifest's entry of a KV cache.
 pub(crate) fn kv_cache(cache: &program::KvCache) -> manifest::KvCache {
-    let rvllm_kernels::KvCache { kv_heads, head_dim, block_size, dtype: of, layout: _ } = cache.layer;
+    let rvllm_kernels::KvCache { kv_heads, head_dim, block_size, dtype: _, stored: of, layout: _ } = cache.layer;
     let [k_bytes, v_bytes] = cache.block_bytes();
     manifest::KvCache {
         block_size: int(block_size),
@@ -194,6 +196,7 @@ pub(crate) fn kv_cache(cache: &program::KvCache) -> manifest::KvCache {
         dtype: dtype(of),
         k_bytes,
         v_bytes,
+        scale_bytes: cache.scale_bytes(),
     }
 }
 

@@ -20,6 +20,7 @@ mod error;
 mod gguf;
 mod hub;
 mod import;
+mod kv_cache;
 mod limits;
 pub mod options;
 pub mod passes;

@@ -13,6 +13,8 @@ pub struct Options {
     pub output: Option<PathBuf>,
     /// Element type of activations and weights.
     pub dtype: DTypeChoice,
+    /// Element type of the KV cache.
+    pub kv_cache_dtype: KvCacheChoice,
     /// How weights and the activations that they are multiplied with are quantised, where they are.
     pub quantize: Option<QuantizeChoice>,
     /// Whether weights that the checkpoint stores quantised are multiplied with as they are stored, where the targets can;
@@ -47,6 +49,7 @@ impl Options {
             targets: vec!["native".into()],
             output: None,
             dtype: DTypeChoice::Auto,
+            kv_cache_dtype: KvCacheChoice::Auto,
             quantize: None,
             as_stored: true,
             max_model_len: None,
@@ -72,6 +75,24 @@ pub enum DTypeChoice {
     Bf16,
     /// f32 throughout.
     F32,
+}
+
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvCacheChoice {
+    /// That of activations.
+    #[default]
+    Auto,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// f32.
+    F32,
+    /// e4m3, with an f32 scale for each token and KV head.
+    Fp8,
+    /// 8-bit integers, with an f32 scale for each token and KV head.
+    Int8,
 }
 
 /// How products are quantised.

@@ -80,8 +80,14 @@ impl KvCache {
     /// Bytes of one block of K, and of V, of one layer, padding included.
     pub fn block_bytes(&self) -> [u64; 2] {
         let c = &self.layer;
-        let bytes = |layout: MemLayout, dims: [usize; 2]| c.dtype.bytes(c.kv_heads * layout.len(&dims)) as u64;
+        let bytes = |layout: MemLayout, dims: [usize; 2]| c.stored.bytes(c.kv_heads * layout.len(&dims)) as u64;
         [bytes(c.keys_layout(), [c.block_size, c.head_dim]), bytes(c.values_layout(), [c.head_dim, c.block_size])]
+    }
+
+    /// Bytes of the scales of one block of K, and of V, of one layer; 0 where the cache has none.
+    pub fn scale_bytes(&self) -> u64 {
+        let c = &self.layer;
+        c.scales().map_or(0, |ty| ty.dtype.bytes(c.kv_heads * c.block_size) as u64)
     }
 }
 
@@ -145,6 +151,10 @@ pub enum Arg {
     KeyCache(usize),
     /// The V blocks of a layer.
     ValueCache(usize),
+    /// The scales of a layer's K blocks.
+    KeyScales(usize),
+    /// The scales of a layer's V blocks.
+    ValueScales(usize),
 }
 
 /// `[N, K]` in `layout`: the shape of what is stored.
@@ -166,7 +176,11 @@ impl fmt::Display for Program {
         writeln!(f, "query_tile {}", self.query_tile)?;
         if let Some(c) = &self.kv_cache {
             let [k, v] = c.block_bytes();
-            writeln!(f, "kv_cache layers {} k_bytes {k} v_bytes {v}", c.layers)?;
+            let scales = match c.scale_bytes() {
+                0 => String::new(),
+                bytes => format!(" {} with scale_bytes {bytes}", c.layer.stored),
+            };
+            writeln!(f, "kv_cache layers {} k_bytes {k} v_bytes {v}{scales}", c.layers)?;
         }
         for w in &self.weights {
             writeln!(f, "weight {}: {:?}{} = {}", w.name, w.shape, w.dtype, w.recipe)?;
@@ -200,6 +214,8 @@ impl Program {
             Arg::Input(input) => format!("input {}", input.name()),
             Arg::KeyCache(layer) => format!("keys {layer}"),
             Arg::ValueCache(layer) => format!("values {layer}"),
+            Arg::KeyScales(layer) => format!("key_scales {layer}"),
+            Arg::ValueScales(layer) => format!("value_scales {layer}"),
         }
     }
 }

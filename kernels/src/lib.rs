@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! - parameters are in the order of the `Call`'s operands, then its results; a KV cache is two parameters
-//!   (keys, values) at its operand's place and none among the results;
+//!   (keys, values; four with key_scales, value_scales) at its operand's place and none among the results;
 //! - no instruction, target or device is named here;
 //! - what a row of a result holds depends on that row's inputs alone, bit for bit: never on the grid, on the
 //!   symbols or on what else is in its tile (batch invariance).

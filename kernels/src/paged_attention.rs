@@ -21,9 +21,9 @@
 //! seen anything are left out, and a short sequence is the same bits as without splits.
 //!
 //! The last point of batch invariance needs finite values: whatever lies in the slots of an allocated block that no token was written
-//! to must be finite in the value cache (fresh memory is zero). Keys there may hold anything.
+//! to must be finite in the value cache and in its scales (fresh memory is zero). Keys there, and their scales, may hold anything.
 
-use crate::KvCache;
+use crate::{KvCache, kv_cache::CacheRefs};
 use rvllm_ir::{
     DType, Dim, Sym, TensorType,
     tile::{
@@ -42,7 +42,7 @@ const NOTHING_SEEN: f32 = -1e30;
 pub struct PagedAttention {
     /// H: query heads, a multiple of the cache's.
     pub heads: usize,
-    /// The cache; its element type is that of q and the result too.
+    /// The cache; its `dtype` is that of q and the result too.
     pub cache: KvCache,
     /// Factor on `q·k`.
     pub scale: f32,
@@ -54,7 +54,7 @@ pub struct PagedAttention {
     pub query_tile: usize,
     /// Tokens that are worked on at once: fewer than a tile may have where most have few. Changes no bit.
     pub pass: usize,
-    /// Neighbouring blocks that an iteration visits together.
+    /// Neighbouring blocks that an iteration visits together; 1 where the cache has scales.
     pub blocks: usize,
     /// How many iterations loads run ahead.
     pub stages: usize,
@@ -121,7 +121,7 @@ pub fn paged_attention(name: &str, s: &PagedAttention) -> Kernel {
     let heads = TensorType::new([Dim::Sym(Sym::T), Dim::Const(s.heads), Dim::Const(d)], s.cache.dtype);
     let list = |dim: Dim| TensorType::new([dim], DType::I32);
     let q = k.input("q", heads.clone());
-    let [keys, values] = s.cache.declare(&mut k, Access::In);
+    let cache = s.cache.declare(&mut k, Access::In);
     let step = Step {
         tile_seq: k.input("tile_seq", list(Sym::Q.into())),
         tile_start: k.input("tile_start", list(Sym::Q.into())),
@@ -140,7 +140,7 @@ pub fn paged_attention(name: &str, s: &PagedAttention) -> Kernel {
     let head = k.grid("head", s.cache.kv_heads as i64);
     let tile = k.grid("tile", Sym::Q);
     let tile = query_tile(&mut k, s, &step, tile);
-    let tensors = Tensors { q, keys, values, block_table, out };
+    let tensors = Tensors { q, cache, block_table, out };
     if s.pass >= s.query_tile {
         tensors.pass(&mut k, s, tile, head);
     } else {
@@ -158,8 +158,7 @@ pub fn paged_attention(name: &str, s: &PagedAttention) -> Kernel {
 /// What programs read and write.
 struct Tensors {
     q: TensorRef,
-    keys: TensorRef,
-    values: TensorRef,
+    cache: CacheRefs,
     block_table: TensorRef,
     out: TensorRef,
 }
@@ -174,8 +173,8 @@ impl Tensors {
         let (lo, last) = seen(k, s, &tile, s.span());
         let bounds = (lo, k.offset(last, 1));
         let Tile { start, tokens, .. } = tile;
-        let Tensors { keys, values, block_table, .. } = *self;
-        let program = Program { tile, q, keys, values, block_table, head };
+        let Tensors { cache, block_table, .. } = *self;
+        let program = Program { tile, q, cache, block_table, head };
         let softmax = match s.split {
             None => program.attend(k, s, bounds, |_, i| i),
             Some(split) => program.attend_parts(k, s, bounds, split),
@@ -214,10 +213,19 @@ impl Tile {
 struct Program {
     tile: Tile,
     q: Val,
-    keys: TensorRef,
-    values: TensorRef,
+    cache: CacheRefs,
     block_table: TensorRef,
     head: Val,
+}
+
+/// What an iteration visits.
+struct Visited {
+    /// `[span, D]`.
+    keys: Val,
+    /// `[D, span]`.
+    values: Val,
+    /// `[span]` of keys and of values, where they are values with scales.
+    scales: Option<[Val; 2]>,
 }
 
 impl Program {
@@ -232,26 +240,29 @@ impl Program {
         let softmax = Softmax::new(k, s.rows(), s.cache.head_dim);
         let state = k.pipeline(lo, hi, s.stages, &softmax.state(), |k, i, state| {
             let i = visit(k, i);
-            let [keys, values] = self.load(k, s, i);
-            let scores = Scores::new(k, s, self.q, keys).mask(k, s, &self.tile, i);
-            Softmax::from(state).update(k, scores, values, s.cache.dtype).state().to_vec()
+            let visited = self.load(k, s, i);
+            let scores = Scores::new(k, s, self.q, &visited).mask(k, s, &self.tile, i);
+            Softmax::from(state).update(k, scores, &visited, s.cache.dtype).state().to_vec()
         });
         Softmax::from(&state)
     }
 
     /// Keys and values that iteration `i` visits.
-    fn load(&self, k: &mut KernelBuilder, s: &PagedAttention, i: Val) -> [Val; 2] {
+    fn load(&self, k: &mut KernelBuilder, s: &PagedAttention, i: Val) -> Visited {
         let (d, size) = (s.cache.head_dim, s.cache.block_size);
         let (zero, first) = (k.index(0), k.scale(i, s.blocks));
-        let (mut keys, mut values) = (vec![], vec![]);
+        let (mut keys, mut values, mut scales) = (vec![], vec![], None);
         for n in 0..s.blocks {
             let block = k.offset(first, n as i64);
             let block = self.existing(k, s, block);
             let block = k.read(self.block_table, &[self.tile.seq, block]);
-            keys.push(k.load_operand(self.keys, &[block, self.head, zero, zero], &[size, d]));
-            values.push(k.load_operand(self.values, &[block, self.head, zero, zero], &[d, size]));
+            keys.push(k.load_operand(self.cache.keys, &[block, self.head, zero, zero], &[size, d]));
+            values.push(k.load_operand(self.cache.values, &[block, self.head, zero, zero], &[d, size]));
+            scales = self.cache.scales.map(|of| of.map(|of| k.load(of, &[block, self.head, zero], &[size])));
         }
-        [k.concat(&keys, 0), k.concat(&values, 1)]
+        let (keys, values) = (k.concat(&keys, 0), k.concat(&values, 1));
+        let [keys, values] = [keys, values].map(|v| k.cast(v, s.cache.dtype));
+        Visited { keys, values, scales }
     }
 
     /// The block itself, or the nearest that the tile sees: an iteration's others may not exist.
@@ -352,9 +363,10 @@ struct Scores {
 
 impl Scores {
     /// Scaled and capped `q kᵀ`; where no cap needs it earlier, the scale is left for when the largest is known.
-    fn new(k: &mut KernelBuilder, s: &PagedAttention, q: Val, keys: Val) -> Scores {
+    fn new(k: &mut KernelBuilder, s: &PagedAttention, q: Val, visited: &Visited) -> Scores {
         let zero = k.zeros(&[s.rows(), s.span()]);
-        let raw = k.mma(q, keys, zero);
+        let raw = k.mma(q, visited.keys, zero);
+        let raw = columns_scaled(k, raw, visited.scales.map(|[of_keys, _]| of_keys));
         let Some(cap) = s.softcap else {
             if s.scale > 0.0 {
                 return Scores { raw, scale: Some(s.scale) };
@@ -389,6 +401,14 @@ impl Scores {
     }
 }
 
+/// `[rows, span]` times the scales of its columns, where there are some.
+fn columns_scaled(k: &mut KernelBuilder, v: Val, scales: Option<Val>) -> Val {
+    let Some(scales) = scales else { return v };
+    let rows = k.tile(v).shape[0];
+    let scales = k.broadcast(scales, 0, rows, Layout::Acc);
+    k.map(Mul, &[v, scales])
+}
+
 /// State of the online softmax (arXiv:1805.02867) of every row.
 struct Softmax {
     /// `[rows]`: the largest score so far.
@@ -412,8 +432,8 @@ impl Softmax {
         [self.m, self.l, self.o]
     }
 
-    /// The state after an iteration's scores with its values `[D, span]`.
-    fn update(&self, k: &mut KernelBuilder, scores: Scores, values: Val, dtype: DType) -> Softmax {
+    /// The state after an iteration's scores with its values.
+    fn update(&self, k: &mut KernelBuilder, scores: Scores, visited: &Visited, dtype: DType) -> Softmax {
         let (size, d) = (k.tile(scores.raw).shape[1], k.tile(self.o).shape[1]);
         let largest = k.reduce(ReduceOp::Max, scores.raw, 1);
         let largest = scores.scaled(k, largest);
@@ -429,8 +449,9 @@ impl Softmax {
         let l = k.map(Add, &[l, sum]);
         let alpha = k.broadcast(alpha, 1, d, Layout::Acc);
         let o = k.map(Mul, &[self.o, alpha]);
+        let p = columns_scaled(k, p, visited.scales.map(|[_, of_values]| of_values));
         let p = k.stage(p, dtype);
-        Softmax { m, l, o: k.mma(p, values, o) }
+        Softmax { m, l, o: k.mma(p, visited.values, o) }
     }
 
     /// The state after what both have seen.

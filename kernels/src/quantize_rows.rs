@@ -12,7 +12,7 @@ use rvllm_ir::{
 };
 
 /// A row whose largest magnitude is below this is scaled as if it had it, so that no scale's inverse is infinite.
-const LEAST: f32 = 1e-30;
+pub(crate) const LEAST: f32 = 1e-30;
 
 /// Numbers of [`quantize_rows`].
 #[derive(Clone, Debug, PartialEq)]

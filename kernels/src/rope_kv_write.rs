@@ -1,6 +1,6 @@
 //! Rotary position embedding of queries and keys, and the write of keys and values into the paged cache.
 
-use crate::KvCache;
+use crate::{KvCache, kv_cache::CacheRefs};
 use rvllm_ir::{
     DType, Dim, Sym, TensorType,
     tile::{
@@ -16,7 +16,7 @@ use rvllm_ir::{
 pub struct RopeKvWrite {
     /// H: query heads.
     pub heads: usize,
-    /// The cache; its element type is that of q, k and v too.
+    /// The cache; its `dtype` is that of q, k and v too.
     pub cache: KvCache,
     /// Rotated elements at the start of a head, even; the rest passes through.
     pub rope_dim: usize,
@@ -83,7 +83,7 @@ pub fn rope_kv_write(name: &str, s: &RopeKvWrite) -> Kernel {
     let table = k.weight("rope_table", TensorType::new([s.positions, 2, s.rope_dim / 2], DType::F32));
     let positions = k.step_input("positions", TensorType::new([Sym::T], DType::I32));
     let slot_mapping = k.step_input("slot_mapping", TensorType::new([Sym::T], DType::I32));
-    let [keys, values] = s.cache.declare(&mut k, Access::InOut);
+    let cache = s.cache.declare(&mut k, Access::InOut);
     let norm = TensorType::new([s.cache.head_dim], s.cache.dtype);
     let q_norm = s.qk_norm.map(|_| k.weight("q_norm", norm.clone()));
     let k_norm = s.qk_norm.map(|_| k.weight("k_norm", norm));
@@ -97,7 +97,7 @@ pub fn rope_kv_write(name: &str, s: &RopeKvWrite) -> Kernel {
     let slot = Slot::new(&mut k, &s.cache, slot);
     let [count, key_count] = [s.heads, s.cache.kv_heads].map(|n| s.head_block.min(n));
     let queries = |first| Heads { of: q, norm: q_norm, first, count };
-    let cached = Cached { s, token: &key_token, slot, key, norm: k_norm, value, keys, values, count: key_count };
+    let cached = Cached { s, token: &key_token, slot, key, norm: k_norm, value, cache, count: key_count };
     if s.head_block >= s.heads.max(s.cache.kv_heads) {
         // all that the token has, before anything is written
         let first = k.index(0);
@@ -205,8 +205,7 @@ struct Cached<'s> {
     key: TensorRef,
     norm: Option<TensorRef>,
     value: TensorRef,
-    keys: TensorRef,
-    values: TensorRef,
+    cache: CacheRefs,
     /// Heads of an iteration.
     count: usize,
 }
@@ -223,19 +222,30 @@ impl Cached<'_> {
         (keys, k.load(self.value, &[self.token.t, first, zero], &[self.count, self.s.cache.head_dim]))
     }
 
-    /// Keys as rows of their block, values each as a column.
+    /// Keys as rows of their block, values each as a column; and their scales.
     fn store(&self, k: &mut KernelBuilder, first: Val, (keys, value): (Vec<Val>, Val)) {
-        let Slot { block, offset, written } = self.slot;
-        let written = k.scale(written, self.count);
+        let (cache, at) = (&self.s.cache, self.place(k));
         let keys = self.token.turn(k, self.heads(first), keys);
-        for (x, (at, len)) in keys.into_iter().zip(self.s.parts()) {
-            let at = k.index(at as i64);
+        let (keys, key_scale) = cache.quantize(k, &keys);
+        for (x, (from, len)) in keys.into_iter().zip(self.s.parts()) {
+            let from = k.index(from as i64);
             let x = k.reshape(x, &[self.count, 1, len]);
-            k.store_rows(self.keys, &[block, first, offset, at], x, Some(written));
+            k.store_rows(self.cache.keys, &[at.block, first, at.offset, from], x, Some(at.written));
         }
+        let (value, value_scale) = cache.quantize(k, &[value]);
         let zero = k.index(0);
-        let columns = k.reshape(value, &[self.count, self.s.cache.head_dim, 1]);
-        k.store_rows(self.values, &[block, first, zero, offset], columns, Some(written));
+        let columns = k.reshape(value[0], &[self.count, cache.head_dim, 1]);
+        k.store_rows(self.cache.values, &[at.block, first, zero, at.offset], columns, Some(at.written));
+        let scales = [key_scale, value_scale].into_iter().flatten();
+        for (to, scale) in self.cache.scales.into_iter().flatten().zip(scales) {
+            let scale = k.reshape(scale, &[self.count, 1]);
+            k.store_rows(to, &[at.block, first, at.offset], scale, Some(at.written));
+        }
+    }
+
+    /// The slot, with how many of an iteration's heads are written.
+    fn place(&self, k: &mut KernelBuilder) -> Slot {
+        Slot { written: k.scale(self.slot.written, self.count), ..self.slot }
     }
 }
 

@@ -216,7 +216,16 @@ mod tests {
 
     fn kv() -> KvCache {
         let (k_bytes, v_bytes) = (1000, 1000);
-        KvCache { block_size: 16, num_layers: 2, num_kv_heads: 1, head_dim: 8, dtype: DType::F32, k_bytes, v_bytes }
+        KvCache {
+            block_size: 16,
+            num_layers: 2,
+            num_kv_heads: 1,
+            head_dim: 8,
+            dtype: DType::F32,
+            k_bytes,
+            v_bytes,
+            scale_bytes: 0,
+        }
     }
 
     fn target(target: &Target) -> TargetReport<'_> {

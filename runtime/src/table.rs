@@ -43,12 +43,13 @@ fn header(report: &Report<'_>) -> String {
         row(
             "KV cache",
             format!(
-                "blocks of {} tokens, {} layers × {} heads × {} in {}",
+                "blocks of {} tokens, {} layers × {} heads × {} in {}{}",
                 kv.block_size,
                 kv.num_layers,
                 kv.num_kv_heads,
                 kv.head_dim,
-                dtype_name(kv.dtype)
+                dtype_name(kv.dtype),
+                if kv.scale_bytes > 0 { " with a scale a token and head" } else { "" }
             ),
         ),
         row("weights", weights(report.weights)),

@@ -2,9 +2,12 @@
 //! beam is a request of its own, with its log-probabilities.
 
 use anyhow::{Result, ensure};
-use rvllm_compiler::options::DTypeChoice;
+use rvllm_compiler::{
+    Options,
+    options::{DTypeChoice, KvCacheChoice},
+};
 use rvllm_engine::{Engine, EngineOptions, SamplingParams};
-use rvllm_tests::model::{Compiled, answers, greedy};
+use rvllm_tests::model::{Compiled, answers, greedy, root};
 use std::collections::BTreeMap;
 
 const WIDTH: usize = 4;
@@ -76,7 +79,21 @@ fn search(engine: &mut Engine, prompt: &[u32]) -> Result<Vec<Vec<u32>>> {
 
 #[test]
 fn beams_of_the_demo_are_those_of_the_definition() -> Result<()> {
-    let model = Compiled::new("models/demo", DTypeChoice::F32, "native", Some(256))?;
+    check(&Compiled::new("models/demo", DTypeChoice::F32, "native", Some(256))?)
+}
+
+/// Blocks that beams part on are copied with their scales.
+#[test]
+fn beams_over_a_cache_of_values_are_those_of_the_definition() -> Result<()> {
+    check(&Compiled::with(Options {
+        dtype: DTypeChoice::F32,
+        kv_cache_dtype: KvCacheChoice::Int8,
+        max_model_len: Some(256),
+        ..Options::new(root().join("models/demo").display().to_string())
+    })?)
+}
+
+fn check(model: &Compiled) -> Result<()> {
     let options = |blocks| EngineOptions { threads: Some(2), num_blocks: blocks, ..EngineOptions::default() };
     let (mut engine, mut scarce) = (model.engine(options(None))?, model.engine(options(Some(20)))?);
     for (first, len) in [(11u32, 5usize), (400, 31), (2001, 17)] {

@@ -9,7 +9,7 @@ use golden::{Case, Golden, Greedy};
 use rvllm_artifact::gguf::blocks::Encoding;
 use rvllm_compiler::{
     Options,
-    options::{DTypeChoice, QuantizeChoice},
+    options::{DTypeChoice, KvCacheChoice, QuantizeChoice},
 };
 use rvllm_engine::{EngineOptions, Logprobs, SamplingParams};
 use rvllm_tests::{
@@ -258,6 +258,24 @@ fn held_out_perplexity_of_quantised_products_stays_near() -> Result<()> {
             println!("{choice} {}: perplexity {ours:.4}, transformers in f32 {theirs:.4}", target.name);
             ensure!((ours / theirs - 1.0).abs() <= worse, "{choice} {}: {ours}, not {theirs}", target.name);
         }
+    }
+    Ok(())
+}
+
+/// The same of caches with fewer bits than the model.
+#[test]
+fn held_out_perplexity_with_a_narrow_kv_cache_stays_near() -> Result<()> {
+    use KvCacheChoice::{F16, Fp8, Int8};
+    let (bf16, f32) = (DTypeChoice::Bf16, DTypeChoice::F32);
+    for (dtype, choice, worse) in [(f32, F16, 2e-4), (f32, Int8, 2e-3), (bf16, Int8, 2e-3), (bf16, Fp8, 8e-3)] {
+        let model = Compiled::with(Options {
+            dtype,
+            kv_cache_dtype: choice,
+            ..Options::new(root().join("models/demo").display().to_string())
+        })?;
+        let (ours, theirs) = perplexities(&read("models/demo/goldens.json")?, &model)?;
+        println!("{dtype:?} with a cache in {choice:?}: perplexity {ours:.4}, transformers in f32 {theirs:.4}");
+        ensure!((ours / theirs - 1.0).abs() <= worse, "{dtype:?}, {choice:?}: {ours}, not {theirs}");
     }
     Ok(())
 }

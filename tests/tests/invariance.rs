@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use rvllm_compiler::{
     Options,
-    options::{DTypeChoice, QuantizeChoice},
+    options::{DTypeChoice, KvCacheChoice, QuantizeChoice},
 };
 use rvllm_engine::{Engine, EngineOptions, SamplingParams};
 use rvllm_tests::model::{Answer, Compiled, answers, greedy, root};
@@ -69,6 +69,14 @@ fn check_quantised(choice: QuantizeChoice) -> Result<()> {
     })?)
 }
 
+fn with_cache(kv_cache_dtype: KvCacheChoice) -> Result<Compiled> {
+    Compiled::with(Options {
+        kv_cache_dtype,
+        max_model_len: Some(512),
+        ..Options::new(root().join("models/demo").display().to_string())
+    })
+}
+
 fn check_model(model: &Compiled) -> Result<()> {
     let alone = observe(model, options(1, None, None), false)?;
     ensure!(alone.tokens.len() == 100 && !bits(&alone).is_empty(), "the observed request answers");
@@ -95,6 +103,16 @@ fn answers_do_not_depend_on_the_load_in_int8() -> Result<()> {
 #[test]
 fn answers_do_not_depend_on_the_load_in_int4() -> Result<()> {
     check_quantised(QuantizeChoice::Int4)
+}
+
+#[test]
+fn answers_do_not_depend_on_the_load_with_a_cache_in_int8() -> Result<()> {
+    check_model(&with_cache(KvCacheChoice::Int8)?)
+}
+
+#[test]
+fn answers_do_not_depend_on_the_load_with_a_cache_in_fp8() -> Result<()> {
+    check_model(&with_cache(KvCacheChoice::Fp8)?)
 }
 
 #[test]
@@ -148,10 +166,9 @@ fn computed(model: &Compiled, requests: &[(Vec<u32>, SamplingParams)]) -> Result
     Ok(all)
 }
 
-fn check_prefix_caching(dtype: DTypeChoice) -> Result<()> {
-    let model = Compiled::new("models/demo", dtype, "native", Some(512))?;
+fn check_prefix_caching(model: &Compiled) -> Result<()> {
     let requests = alike();
-    let alone = computed(&model, &requests)?;
+    let alone = computed(model, &requests)?;
     for (what, chunk) in [("together", None), ("in chunks", Some(48))] {
         let mut engine = model.engine(options(2, chunk, None))?;
         let (first, shared) = found(&mut engine, &requests)?;
@@ -160,7 +177,7 @@ fn check_prefix_caching(dtype: DTypeChoice) -> Result<()> {
         all_same(&format!("{what}, prompts found whole"), &again, &alone)?;
         ensure!(0 < shared && shared < whole, "{what}: {shared} tokens found at first, then {whole}");
     }
-    check_scarce(&model, &requests, &alone)
+    check_scarce(model, &requests, &alone)
 }
 
 /// Where blocks are reused soon: some of what could be found is gone, and sequences are preempted.
@@ -188,12 +205,17 @@ fn check_scarce(model: &Compiled, requests: &[(Vec<u32>, SamplingParams)], alone
 
 #[test]
 fn prefix_caching_changes_no_bit_in_f32() -> Result<()> {
-    check_prefix_caching(DTypeChoice::F32)
+    check_prefix_caching(&Compiled::new("models/demo", DTypeChoice::F32, "native", Some(512))?)
 }
 
 #[test]
 fn prefix_caching_changes_no_bit_in_bf16() -> Result<()> {
-    check_prefix_caching(DTypeChoice::Bf16)
+    check_prefix_caching(&Compiled::new("models/demo", DTypeChoice::Bf16, "native", Some(512))?)
+}
+
+#[test]
+fn prefix_caching_changes_no_bit_with_a_cache_in_int8() -> Result<()> {
+    check_prefix_caching(&with_cache(KvCacheChoice::Int8)?)
 }
 
 #[test]

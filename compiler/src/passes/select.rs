@@ -13,7 +13,7 @@ use super::Diagnostics;
 use crate::program::{Arg, Buffer, KvCache, Launch, Limits, Program, Variant};
 use petgraph::stable_graph::NodeIndex;
 use rvllm_ir::{
-    Diagnostic, Sym,
+    DType, Diagnostic, Sym,
     graph::{Call, Graph, Input, Op, ValueId, ValueType},
     tile::MemLayout,
 };
@@ -22,12 +22,14 @@ use rvllm_targets::Target;
 pub(crate) use spec::has_schedule;
 use std::collections::HashMap;
 
-/// The program of `graph` (kernel calls only: the result of `fuse`) on `target`; or what it has no kernel for.
-pub fn select(graph: &Graph, target: &Target, limits: &Limits) -> Result<Program, Diagnostics> {
+/// The program of `graph` (kernel calls only: the result of `fuse`) on `target`; or what it has no kernel for. The KV cache
+/// has elements of `stored`, of what attention computes with where absent.
+pub fn select(graph: &Graph, target: &Target, limits: &Limits, stored: Option<DType>) -> Result<Program, Diagnostics> {
     let mut selection = Selection {
         graph,
         target,
         limits,
+        stored,
         program: Program::default(),
         places: HashMap::new(),
         specs: vec![],
@@ -59,6 +61,8 @@ struct Selection<'a> {
     graph: &'a Graph,
     target: &'a Target,
     limits: &'a Limits,
+    /// Element type of the KV cache, where it is not that of what attention computes with.
+    stored: Option<DType>,
     program: Program,
     places: HashMap<ValueId, Place>,
     /// What each kernel of the program was made from.
@@ -165,12 +169,16 @@ impl Selection<'_> {
         MemLayout::Strided { row: self.row(value) }
     }
 
-    /// A value as kernels take it: a KV cache is two tensors.
+    /// A value as kernels take it: a KV cache is two tensors, and two more of their scales where it has some.
     fn args(&mut self, value: ValueId) -> Result<Vec<Arg>, String> {
         Ok(match self.places.get(&value).copied() {
             Some(Place::Buffer { id, offset, .. }) => vec![Arg::Buffer { id, offset }],
             Some(Place::Input(input)) => vec![Arg::Input(input)],
-            Some(Place::Kv(layer)) => vec![Arg::KeyCache(layer), Arg::ValueCache(layer)],
+            Some(Place::Kv(layer)) => {
+                let scales = self.program.kv_cache.filter(|cache| cache.scale_bytes() > 0);
+                let scales = scales.map(|_| [Arg::KeyScales(layer), Arg::ValueScales(layer)]);
+                [Arg::KeyCache(layer), Arg::ValueCache(layer)].into_iter().chain(scales.into_iter().flatten()).collect()
+            }
             Some(Place::Weight) => vec![Arg::Weight(self.weight(value)?)],
             None => return Err(format!("`{}` is not placed", self.graph.result(value).name)),
         })

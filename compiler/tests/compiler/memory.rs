@@ -101,7 +101,7 @@ fn the_arena_of_every_golden_is_close_to_what_is_live_at_once() -> Result<()> {
     for dir in common::goldens()? {
         let model = common::model(&dir)?;
         let [_, _, fused] = model.graphs(DType::Bf16)?;
-        let program = select(&fused, &target, &model.limits())?;
+        let program = select(&fused, &target, &model.limits(), None)?;
         let memory = plan_memory(&program, &model.limits());
         check_apart(&memory);
         check_live(&program, &memory);

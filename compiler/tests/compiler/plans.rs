@@ -27,14 +27,15 @@ struct Machine<'a> {
     plan: &'a Plan,
     arena: Vec<u8>,
     weights: Vec<Vec<u8>>,
-    /// Keys, then values, of each layer.
-    kv: Vec<[Vec<u8>; 2]>,
+    /// Keys, then values, then the scales of either, of each layer.
+    kv: Vec<[Vec<u8>; 4]>,
 }
 
 impl<'a> Machine<'a> {
     fn new(model: &Model, program: &'a Program, plan: &'a Plan) -> Result<Machine<'a>> {
         let cache = program.kv_cache.context("no KV cache")?;
-        let [k, v] = cache.block_bytes().map(|n| vec![0; n as usize * BLOCKS]);
+        let ([k, v], scales) = (cache.block_bytes(), cache.scale_bytes());
+        let layer = [k, v, scales, scales].map(|n| vec![0; n as usize * BLOCKS]);
         let weights = plan.weights.iter().map(|w| {
             let bytes = model.made(&w.recipe)?;
             anyhow::ensure!(w.bytes() == Some(bytes.len() as u64), "{} is {:?}, made {}", w.name, w.shape, bytes.len());
@@ -46,7 +47,7 @@ impl<'a> Machine<'a> {
             // Not zero: what a launch reads must have been written.
             arena: vec![0xff; plan.arena_bytes as usize],
             weights: weights.collect::<Result<_>>()?,
-            kv: vec![[k, v]; cache.layers],
+            kv: vec![layer; cache.layers],
         })
     }
 
@@ -61,6 +62,8 @@ impl<'a> Machine<'a> {
             Arg::Weight(id) => &mut self.weights[*id as usize],
             Arg::KeyCache(layer) => &mut self.kv[*layer as usize][0],
             Arg::ValueCache(layer) => &mut self.kv[*layer as usize][1],
+            Arg::KeyScales(layer) => &mut self.kv[*layer as usize][2],
+            Arg::ValueScales(layer) => &mut self.kv[*layer as usize][3],
             Arg::Input(_) => &mut [],
         }
     }
@@ -143,11 +146,11 @@ fn graph_input(input: Step) -> Input {
     }
 }
 
-fn check(model: &Model, target: &str, dtype: DType, tolerance: f32) -> Result<()> {
+fn check(model: &Model, target: &str, dtype: DType, stored: Option<DType>, tolerance: f32) -> Result<()> {
     let target = rvllm_targets::find(target, &|_| false)?;
     let [_, _, fused] = model.graphs(dtype)?;
     let [graph, ..] = model.graphs(DType::F32)?;
-    let program = select(&fused, &target, &model.limits())?;
+    let program = select(&fused, &target, &model.limits(), stored)?;
     let plan = emit_plan(&program, &plan_memory(&program, &model.limits()), &model.limits(), vec![]);
     let steps = model.steps(target.block_size, program.query_tile);
     let expected = model.interpret(&graph, &steps, target.block_size)?;
@@ -168,7 +171,18 @@ fn check(model: &Model, target: &str, dtype: DType, tolerance: f32) -> Result<()
 #[test]
 fn the_plan_of_every_golden_computes_its_graph() -> Result<()> {
     for dir in common::goldens()? {
-        check(&common::model(&dir)?, "x86-64-v4", DType::F32, 1e-5).with_context(|| dir.display().to_string())?;
+        check(&common::model(&dir)?, "x86-64-v4", DType::F32, None, 1e-5).with_context(|| dir.display().to_string())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn plans_with_caches_of_fewer_bits_round_what_is_cached() -> Result<()> {
+    for (stored, tolerance) in [(DType::Bf16, 4e-2), (DType::F16, 1e-2), (DType::I8, 4e-2), (DType::F8e4m3, 0.2)] {
+        check(&common::golden("llama-odd")?, "x86-64-v4", DType::F32, Some(stored), tolerance).context(stored)?;
+    }
+    for (stored, tolerance) in [(DType::I8, 6e-2), (DType::F8e4m3, 0.2)] {
+        check(&common::golden("qwen3")?, "znver4", DType::Bf16, Some(stored), tolerance).context(stored)?;
     }
     Ok(())
 }
@@ -176,7 +190,7 @@ fn the_plan_of_every_golden_computes_its_graph() -> Result<()> {
 #[test]
 fn plans_in_bf16_round_and_do_no_more() -> Result<()> {
     for name in ["llama-odd", "llama-tied", "qwen3", "mistral-window"] {
-        check(&common::golden(name)?, "znver4", DType::Bf16, 4e-2).context(name)?;
+        check(&common::golden(name)?, "znver4", DType::Bf16, None, 4e-2).context(name)?;
     }
     Ok(())
 }

@@ -7,7 +7,8 @@ use rvllm_kernels::{KvCache, KvLayout, RopeKvWrite, rope_kv_write};
 const UNTOUCHED: f32 = 7.5;
 
 fn spec(head_dim: usize, rope_dim: usize, dtype: DType, qk_norm: Option<f32>) -> RopeKvWrite {
-    let cache = KvCache { kv_heads: 2, head_dim, block_size: 4, dtype, layout: KvLayout::Panels { panel: 8, pair: 2 } };
+    let layout = KvLayout::Panels { panel: 8, pair: 2 };
+    let cache = KvCache { kv_heads: 2, head_dim, block_size: 4, dtype, stored: dtype, layout };
     let stride = Some(8 * head_dim);
     RopeKvWrite { heads: 4, cache, rope_dim, positions: 20, qk_norm, strides: [stride, stride, stride], head_block: 3 }
 }
@@ -69,6 +70,9 @@ fn check(s: &RopeKvWrite) {
     let cache = vec![UNTOUCHED; p * kv * size * d];
     run.set("q", &inputs.q).set("k", &inputs.k).set("v", &inputs.v).set("rope_table", &inputs.table);
     run.set("keys", &cache).set("values", &cache);
+    if s.cache.scales().is_some() {
+        run.set("key_scales", &cache[..p * kv * size]).set("value_scales", &cache[..p * kv * size]);
+    }
     run.set_i32("positions", &positions).set_i32("slot_mapping", &slots);
     if s.qk_norm.is_some() {
         run.set("q_norm", &inputs.q_norm).set("k_norm", &inputs.k_norm);
@@ -87,8 +91,41 @@ fn check(s: &RopeKvWrite) {
             values[(head * d + i) * size + offset] = inputs.v[from];
         }
     }
-    assert_close(run.get("keys"), &keys, tolerance(s.cache.dtype));
-    assert_eq!(run.get("values"), values);
+    if s.cache.scales().is_some() {
+        return check_values(s, &run, [&keys, &values], &slots);
+    }
+    assert_close(run.get("keys"), &keys, tolerance(s.cache.stored));
+    assert_close(
+        run.get("values"),
+        &values,
+        if s.cache.stored == s.cache.dtype { 0.0 } else { tolerance(DType::Bf16) },
+    );
+}
+
+/// That values times their scales are the numbers, as near as the type holds them, that a head's
+/// largest is the type's, and that no other slot was touched.
+fn check_values(s: &RopeKvWrite, run: &Run, expected: [&[f32]; 2], slots: &[i32]) {
+    let (d, kv, size, most) = (s.cache.head_dim, s.cache.kv_heads, s.cache.block_size, s.cache.stored.largest());
+    for (half, expected) in ["key", "value"].into_iter().zip(expected) {
+        let (values, scales) = (run.get(&format!("{half}s")), run.get(&format!("{half}_scales")));
+        for (head, scale) in scales.iter().enumerate() {
+            let (matrix, token) = (head / size, head % size);
+            let written = slots.contains(&((matrix / kv * size + token) as i32));
+            let at = |i: usize| if half == "key" { head * d + i } else { (matrix * d + i) * size + token };
+            let numbers: Vec<f32> = (0..d).map(|i| expected[at(i)]).collect();
+            if !written {
+                assert!((0..d).all(|i| values[at(i)] == UNTOUCHED) && *scale == UNTOUCHED, "{half} {head}");
+                continue;
+            }
+            let largest = numbers.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+            assert_close(&[*scale], &[largest / most], 1e-5);
+            let step = if s.cache.stored == DType::I8 { 0.51 / most } else { 1.0 / 16.0 };
+            for (i, number) in numbers.iter().enumerate() {
+                let error = (values[at(i)] * scale - number).abs();
+                assert!(error <= step * largest, "{half} {head} {i}: {error} off {number}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -96,7 +133,10 @@ fn tokens_are_rotated_and_written_to_their_slots() {
     for dtype in [DType::F32, DType::Bf16] {
         for (head_dim, rope_dim) in [(8, 8), (16, 4), (10, 8), (12, 6), (6, 2)] {
             for qk_norm in [None, Some(1e-6)] {
-                check(&spec(head_dim, rope_dim, dtype, qk_norm));
+                let s = spec(head_dim, rope_dim, dtype, qk_norm);
+                for stored in [dtype, DType::I8, DType::F8e4m3, DType::Bf16] {
+                    check(&RopeKvWrite { cache: KvCache { stored, ..s.cache }, ..s.clone() });
+                }
             }
         }
     }

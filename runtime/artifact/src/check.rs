@@ -66,8 +66,11 @@ fn check_cache(cache: &KvCache) -> Check {
     let least = bits.map_or(u64::MAX, |bits| bits.div_ceil(8));
     within("kv_cache.k_bytes", cache.k_bytes, least.max(1), MAX_BYTES)?;
     within("kv_cache.v_bytes", cache.v_bytes, least.max(1), MAX_BYTES)?;
-    let total = cache.k_bytes.checked_add(cache.v_bytes).and_then(|n| n.checked_mul(u64::from(cache.num_layers)));
-    within("kv_cache's bytes of a block", total.unwrap_or(u64::MAX), 1, MAX_BYTES)
+    if cache.scale_bytes > 0 {
+        let scales = 4 * u64::from(cache.block_size) * u64::from(cache.num_kv_heads);
+        within("kv_cache.scale_bytes", cache.scale_bytes, scales.max(1), MAX_BYTES)?;
+    }
+    within("kv_cache's bytes of a block", cache.bytes_per_block(), 1, MAX_BYTES)
 }
 
 impl Plan {
@@ -174,6 +177,13 @@ impl Plan {
             Arg::KeyCache(layer) | Arg::ValueCache(layer) => {
                 let layers = manifest.kv_cache.num_layers;
                 require(*layer < layers, || format!("cache of layer {layer} of {layers}"))
+            }
+            Arg::KeyScales(layer) | Arg::ValueScales(layer) => {
+                let layers = manifest.kv_cache.num_layers;
+                require(*layer < layers, || format!("scales of the cache of layer {layer} of {layers}"))?;
+                require(manifest.kv_cache.scale_bytes > 0, || {
+                    "scales of a cache whose kv_cache.scale_bytes is 0".into()
+                })
             }
             Arg::Input(
                 Input::TokenIds

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the format. Readers take the same major and older minors.
 ///
+/// 1.2: KV caches of values with scales ([`KvCache::scale_bytes`]).
 /// 1.1: kernels for GPUs ([`crate::gpu`]); how the model writes tool calls and reasoning ([`Model::parsers`]).
-pub const FORMAT: &str = "1.1";
+pub const FORMAT: &str = "1.2";
 
 /// [`Target::arch`] of NVIDIA GPUs.
 pub const NVPTX: &str = "nvptx64";
@@ -66,9 +67,9 @@ pub struct Model {
 
 /// Shape of the paged KV cache.
 ///
-/// Memory: for each layer all K blocks, then all V blocks; block b of layer l starts at
-/// `l * num_blocks * (k_bytes + v_bytes) + b * k_bytes` and
-/// `l * num_blocks * (k_bytes + v_bytes) + num_blocks * k_bytes + b * v_bytes`.
+/// Memory: for each layer all K blocks, then all V blocks, then the scales of all K blocks, then those of all V blocks. With
+/// `L = num_blocks * (k_bytes + v_bytes + 2 * scale_bytes)`, block b of layer l starts at `l * L + b * k_bytes` and
+/// `l * L + num_blocks * k_bytes + b * v_bytes`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KvCache {
@@ -80,18 +81,27 @@ pub struct KvCache {
     pub num_kv_heads: u32,
     /// Elements of a head.
     pub head_dim: u32,
-    /// Element type.
+    /// Element type: of values with scales where it has 8 bits.
     pub dtype: DType,
     /// Bytes of a block of K of one layer, padding of its layout included.
     pub k_bytes: u64,
     /// Bytes of a block of V of one layer, padding of its layout included.
     pub v_bytes: u64,
+    /// Bytes of the scales of a block of K of one layer, f32 `[num_kv_heads, block_size]`, and of as many of V; 0 where
+    /// blocks hold numbers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub scale_bytes: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl KvCache {
     /// Bytes of one block over all layers.
     pub fn bytes_per_block(&self) -> u64 {
-        u64::from(self.num_layers).saturating_mul(self.k_bytes.saturating_add(self.v_bytes))
+        let sizes = [self.k_bytes, self.v_bytes, self.scale_bytes, self.scale_bytes];
+        u64::from(self.num_layers).saturating_mul(sizes.into_iter().fold(0, u64::saturating_add))
     }
 }
 

@@ -225,6 +225,10 @@ pub enum Arg {
     KeyCache(u32),
     /// The V blocks of a layer.
     ValueCache(u32),
+    /// The scales of a layer's K blocks.
+    KeyScales(u32),
+    /// The scales of a layer's V blocks.
+    ValueScales(u32),
 }
 
 /// What the step brings, all i32: shapes as in the graph IR.

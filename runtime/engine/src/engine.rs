@@ -16,10 +16,7 @@ use crate::{
     beam::Turn,
     error::EngineError,
     forward::{Forward, Limits, Reads, Row},
-    grammar::{
-        Grammar, GrammarCompiler,
-        workers::{MaskWorkers, share_out},
-    },
+    grammar::{Grammar, GrammarCompiler, workers::MaskWorkers},
     memory::MemoryTable,
     output::{Finish, Logprobs, Metrics, Output, RequestId, SequenceOutput},
     params::{ParamError, SamplingParams, check},
@@ -235,11 +232,7 @@ impl Engine {
         for (i, row_use) in uses.iter().enumerate() {
             self.queue.take_row(row_use, &logits.row(i))?;
         }
-        let masks = &mut self.queue.scratch.masks;
-        match self.forward.team() {
-            Some(team) => share_out(team, masks),
-            None => self.mask_workers.submit(masks),
-        }
+        self.mask_workers.submit(&mut self.queue.scratch.masks);
         self.written()
     }
 

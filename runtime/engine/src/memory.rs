@@ -123,6 +123,7 @@ mod tests {
         dtype: DType::F32,
         k_bytes: 512,
         v_bytes: 512,
+        scale_bytes: 0,
     };
 
     fn budget() -> BlockBudget {

@@ -106,6 +106,7 @@ fn manifest() -> Manifest {
             dtype: DType::F32,
             k_bytes: BLOCK_BYTES,
             v_bytes: BLOCK_BYTES,
+            scale_bytes: 0,
         },
         weights: Weights::Dummy { seed: 3 },
         tensors: BTreeMap::from([("bias".to_string(), vec![VOCAB])]),

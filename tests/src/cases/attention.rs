@@ -14,7 +14,8 @@ pub const SEQUENCES: [Sequence; 6] = [(1, 1), (70, 1), (7, 7), (35, 4), (32, 32)
 
 /// A kernel for heads, KV heads and head dimension.
 pub fn spec(target: &Target, (heads, kv_heads, head_dim): (usize, usize, usize), dtype: DType) -> PagedAttention {
-    let cache = KvCache { kv_heads, head_dim, block_size: target.block_size, dtype, layout: kv_layout(target, dtype) };
+    let (block_size, layout) = (target.block_size, kv_layout(target, dtype));
+    let cache = KvCache { kv_heads, head_dim, block_size, dtype, stored: dtype, layout };
     let group = heads / kv_heads;
     let span = target.gpu.as_ref().filter(|_| dtype.bits() == 16 && [64, 128].contains(&head_dim));
     let (query_tile, blocks) = match span {
@@ -93,14 +94,18 @@ fn step(name: &str, s: &PagedAttention, sequences: &[(u64, Sequence)], listed: &
     let need: Vec<usize> = sequences.iter().map(|(_, (len, _))| len.div_ceil(s.cache.block_size)).collect();
     let (m, p) = (need.iter().max().map_or(1, |n| n + 1), need.iter().sum::<usize>() + 1);
     let mut tables = vec![vec![-1; m]; sequences.len()];
-    let (mut keys, mut values, mut q) = (vec![], vec![], vec![]);
+    let (mut keys, mut values, mut scales, mut q) = (vec![], vec![], [vec![], vec![]], vec![]);
     let block = s.cache.kv_heads * s.cache.block_size * s.cache.head_dim;
+    let most = s.cache.stored.largest();
     for (i, (seed, (_, queries))) in sequences.iter().enumerate() {
         let mut numbers = Numbers(seed + 1);
         for entry in tables[i].iter_mut().take(need[i]) {
             *entry = (keys.len() / block) as i32;
-            keys.extend(numbers.take(block, s.cache.dtype));
-            values.extend(numbers.take(block, s.cache.dtype));
+            keys.extend(stored(&mut numbers, block, s.cache.stored));
+            values.extend(stored(&mut numbers, block, s.cache.stored));
+            for scales in &mut scales {
+                scales.extend(numbers.take(block / s.cache.head_dim, DType::F32).iter().map(|x| x.abs() / most));
+            }
         }
         q.extend(Numbers(seed + 100).take(queries * s.heads * s.cache.head_dim, s.cache.dtype));
     }
@@ -111,9 +116,31 @@ fn step(name: &str, s: &PagedAttention, sequences: &[(u64, Sequence)], listed: &
     let lens: Vec<i32> = listed.iter().map(|(_, len, _, _)| *len as i32).collect();
     let table: Vec<i32> = listed.iter().flat_map(|(i, ..)| tables[*i].clone()).collect();
     let launch = Launch::new(paged_attention(name, s), symbols, 5);
-    let launch = launch.set("q", q).set("keys", keys).set("values", values);
+    let mut launch = launch.set("q", q).set("keys", keys).set("values", values);
+    if s.cache.scales().is_some() {
+        for (name, mut scales) in ["key_scales", "value_scales"].into_iter().zip(scales) {
+            scales.resize(p * block / s.cache.head_dim, f32::NAN);
+            launch = launch.set(name, scales);
+        }
+    }
     let launch = launch.set_i32("tile_seq", &tile_seq).set_i32("tile_start", &tile_start);
     launch.set_i32("query_start_loc", &loc).set_i32("seq_lens", &lens).set_i32("block_table", &table)
+}
+
+/// Numbers in -1..1 in this type; where it needs a scale, values of all of its range.
+pub(super) fn stored(numbers: &mut Numbers, n: usize, dtype: DType) -> Vec<f32> {
+    match dtype.largest() {
+        most if most.is_finite() => numbers.take(n, DType::F32).iter().map(|x| dtype.saturate(x * most)).collect(),
+        _ => numbers.take(n, dtype),
+    }
+}
+
+/// Element types of what is computed with and of the cache, where the latter has fewer bits.
+pub fn narrow_caches(target: &Target) -> Vec<(DType, DType)> {
+    use DType::{Bf16, F8e4m3, F16, F32, I8};
+    let values = [(F32, I8), (F32, F8e4m3), (Bf16, I8), (Bf16, F8e4m3)];
+    let rounded = [(F32, Bf16), (F32, F16)];
+    if target.gpu.is_some() { vec![] } else { [&values[..], &rounded].concat() }
 }
 
 /// [`SEQUENCES`], each with a seed of its own.
@@ -135,8 +162,27 @@ pub fn cases(target: &Target) -> Vec<Case> {
             }
         }
     }
+    cases.extend(narrow_cases(target));
     if target.gpu.is_some() {
         cases.extend(span_cases(target));
+    }
+    cases
+}
+
+/// Caches of fewer bits.
+fn narrow_cases(target: &Target) -> Vec<Case> {
+    let mut cases = vec![];
+    for (dtype, stored) in narrow_caches(target) {
+        for (i, heads) in [(4, 1, 64), (3, 3, 6), (8, 2, 128)].into_iter().enumerate() {
+            let window = (i == 1).then_some(40);
+            let s = spec(target, heads, dtype);
+            let s = PagedAttention { window, cache: KvCache { stored, ..s.cache }, ..s };
+            let group = format!("attention_{dtype}_{stored}_{i}");
+            for (suffix, s) in variants(&s) {
+                let launch = launch(&format!("{group}{suffix}"), &s, &numbered());
+                cases.push(Case { group: Some(group.clone()), ..Case::new(launch, 2.0 * tolerance(dtype)) });
+            }
+        }
     }
     cases
 }

@@ -1,7 +1,7 @@
 //! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `rope_kv_write`.
 
 use super::{Case, activations, kv_layout, panel, tolerance};
-use crate::launch::{Launch, Symbols};
+use crate::launch::{Launch, Numbers, Symbols};
 use rvllm_ir::{DType, Sym, graph::Quantize, tile::MemLayout};
 use rvllm_kernels::{Embed, KvCache, LogitStats, QuantizeRows, Quantized, RmsNorm, RopeKvWrite};
 use rvllm_targets::Target;
@@ -149,12 +149,14 @@ pub fn logit_stats() -> Vec<Case> {
 
 /// Rotations of whole and part heads, with and without norms.
 pub fn rope_kv_write(target: &Target) -> Vec<Case> {
+    let same = [DType::F32, DType::Bf16].map(|dtype| (dtype, dtype));
     let mut launches = vec![];
     for (i, (head_dim, rope_dim)) in [(64, 64), (16, 4), (10, 8), (12, 6), (128, 128)].into_iter().enumerate() {
-        for dtype in [DType::F32, DType::Bf16] {
+        for (dtype, stored) in same.into_iter().chain(super::attention::narrow_caches(target)) {
             for qk_norm in [None, Some(1e-6)] {
                 let block_size = target.block_size;
-                let cache = KvCache { kv_heads: 2, head_dim, block_size, dtype, layout: kv_layout(target, dtype) };
+                let layout = kv_layout(target, dtype);
+                let cache = KvCache { kv_heads: 2, head_dim, block_size, dtype, stored, layout };
                 let stride = Some(8 * head_dim);
                 let strides = [stride, stride, stride];
                 let s = RopeKvWrite {
@@ -166,13 +168,17 @@ pub fn rope_kv_write(target: &Target) -> Vec<Case> {
                     strides,
                     head_block: target.head_block,
                 };
-                let kernel = rvllm_kernels::rope_kv_write(&format!("rope_{dtype}_{i}_{}", qk_norm.is_some()), &s);
+                let kernel =
+                    rvllm_kernels::rope_kv_write(&format!("rope_{dtype}_{stored}_{i}_{}", qk_norm.is_some()), &s);
                 let launch = Launch::new(kernel, Symbols { t: 4, p: 3, ..Symbols::default() }, 4);
                 let launch = launch.set_i32("positions", &[3, 0, 19, 7]);
-                launches.push(Case::new(
-                    launch.set_i32("slot_mapping", &[6, -1, 2 * block_size as i32 + 3, 0]),
-                    tolerance(dtype),
-                ));
+                let n = 3 * cache.kv_heads * block_size * head_dim;
+                let [keys, values] = [1, 2].map(|seed| super::attention::stored(&mut Numbers(seed), n, stored));
+                let launch = launch.set("keys", keys).set("values", values);
+                // no number lies so near the middle between two values that another order of sums decides
+                let tolerance = if cache.scales().is_some() { tolerance(DType::F32) } else { tolerance(stored) };
+                let launch = launch.set_i32("slot_mapping", &[6, -1, 2 * block_size as i32 + 3, 0]);
+                launches.push(Case::new(launch, tolerance));
             }
         }
     }

@@ -27,7 +27,7 @@ pub(super) fn limits(case: &Case<'_>) -> anyhow::Result<Limits> {
 /// The item's program on the file's target, or what is wrong.
 pub(super) fn program(case: &Case<'_>, limits: &Limits) -> anyhow::Result<Result<Program, String>> {
     let target = rvllm_targets::find(case.target()?, &|_| false)?;
-    match select(case.graph()?, &target, limits) {
+    match select(case.graph()?, &target, limits, None) {
         Ok(program) => Ok(Ok(program)),
         Err(errors) => Ok(Err(problems(case, &errors)?)),
     }

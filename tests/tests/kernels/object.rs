@@ -13,6 +13,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         head_dim: 64,
         block_size: 32,
         dtype,
+        stored: dtype,
         layout: rvllm_tests::cases::kv_layout(target, dtype),
     };
     let attention = PagedAttention {

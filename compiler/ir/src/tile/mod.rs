@@ -7,7 +7,7 @@
 //!   [`Layout`] is part of its type: `reg` (elementwise work), `acc` (what `mma` accumulates in), `operand`
 //!   (what `mma` reads: shared memory on a GPU, packed or strided memory on a CPU). There is no layout
 //!   inference: operands of an elementwise instruction agree in layout, `load`, `full` and `broadcast` make a tile in the
-//!   layout that is wanted, and [`Inst::Stage`] is the only way from `reg`/`acc` to `operand`.
+//!   layout that is wanted, and [`Inst::Stage`] is the only way from `reg`/`acc` to `operand`, and [`Inst::Cast`] widens one where it is.
 //! - Arithmetic is in f32 whatever the tile's dtype: loads of bf16 and of small integers widen exactly, [`Inst::Cast`] rounds
 //!   to nearest even, to i8 and f8e4m3 with saturation (NaN becomes the smallest i8). `reg` and `acc` tiles are f32 or i32, or
 //!   bf16/f16/i8/f8e4m3 right before a store or a `stage`.
@@ -307,7 +307,8 @@ pub enum Inst {
         /// Where false.
         y: Val,
     },
-    /// Another element type: f32 to bf16/f16/i8/f8e4m3 rounds to nearest even, back is exact, i32 to f32 rounds.
+    /// Another element type: f32 to bf16/f16/i8/f8e4m3 rounds to nearest even, back is exact, i32 to f32 rounds. Of an
+    /// `operand` of rank 2, which stays one: i8/f8e4m3 to bf16 or f32, bf16/f16 to f32, all exact.
     Cast(Val),
     /// Reduction of `axis`, which disappears.
     Reduce(ReduceOp, Val, usize),

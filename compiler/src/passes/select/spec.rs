@@ -193,6 +193,7 @@ impl Selection<'_> {
             head_dim: attention.head_dim,
             block_size: self.target.block_size,
             dtype,
+            stored: self.stored.unwrap_or(dtype),
             // not the target's panel: the targets of an artifact share one cache, whatever their registers' width
             layout: match self.target.panel {
                 Some(_) => KvLayout::Panels { panel: self.target.block_size, pair: pair(dtype) },
@@ -265,7 +266,7 @@ impl Selection<'_> {
     /// Blocks that an iteration visits together where warpgroups multiply them: those of 16-bit heads of one or two lines.
     fn span(&self, cache: &KvCache) -> Option<usize> {
         let gpu = self.target.gpu.as_ref()?;
-        let fits = cache.dtype.bits() == 16 && [64, 128].contains(&cache.head_dim);
+        let fits = cache.stored.bits() == 16 && [64, 128].contains(&cache.head_dim);
         let blocks = gpu.kv_span / cache.block_size;
         (fits && blocks > 0 && gpu.kv_span.is_multiple_of(cache.block_size)).then_some(blocks)
     }
@@ -326,14 +327,14 @@ pub(super) fn symbol(spec: &Spec) -> String {
         Spec::Gemm(s) => gemm_symbol(s),
         Spec::RopeKvWrite(s) => {
             let (c, norm) = (&s.cache, flag(s.qk_norm.is_some(), "_norm"));
-            format!("rope_kv_write_{}_h{}_kv{}_d{}{norm}", c.dtype, s.heads, c.kv_heads, c.head_dim)
+            format!("rope_kv_write_{}_h{}_kv{}_d{}{norm}{}", c.dtype, s.heads, c.kv_heads, c.head_dim, stored(c))
         }
         Spec::PagedAttention(s) => {
             let (c, window) = (&s.cache, s.window.map_or(String::new(), |w| format!("_w{w}")));
             let spread = flag(s.split.is_some_and(|split| split.spread), "_spread");
             let pass = if s.pass < s.query_tile { format!("_pass{}", s.pass) } else { String::new() };
             let (heads, kv_heads, d) = (s.heads, c.kv_heads, c.head_dim);
-            format!("paged_attention_{}_h{heads}_kv{kv_heads}_d{d}{window}{pass}{spread}", c.dtype)
+            format!("paged_attention_{}_h{heads}_kv{kv_heads}_d{d}{window}{pass}{spread}{}", c.dtype, stored(c))
         }
         Spec::LogitStats(s) => format!("logit_stats_v{}", s.vocab),
     }
@@ -372,6 +373,11 @@ pub(crate) fn has_schedule(target: &Target, stored: Stored) -> bool {
 
 fn values(how: Quantize) -> String {
     format!("_{}{}", how.to, how.group.map_or(String::new(), |n| format!("g{n}")))
+}
+
+/// Marks a cache of another element type.
+fn stored(cache: &KvCache) -> String {
+    if cache.stored == cache.dtype { String::new() } else { format!("_{}", cache.stored) }
 }
 
 fn flag(on: bool, text: &'static str) -> &'static str {

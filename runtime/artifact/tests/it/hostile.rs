@@ -100,13 +100,13 @@ fn every_truncation_is_refused() {
 #[test]
 fn versions_that_it_cannot_read() {
     let of = |format: &str| zip_of(&[("manifest.json", &manifest_json(format))]);
-    refused(&of("2.0"), "artifact format 2.0, but this rvllm reads 1.1");
-    refused(&of("1.2"), "artifact format 1.2, but this rvllm reads 1.1");
-    refused(&of("0.9"), "artifact format 0.9, but this rvllm reads 1.1");
-    refused(&of("one"), "artifact format one, but this rvllm reads 1.1");
+    refused(&of("2.0"), "artifact format 2.0, but this rvllm reads 1.2");
+    refused(&of("1.3"), "artifact format 1.3, but this rvllm reads 1.2");
+    refused(&of("0.9"), "artifact format 0.9, but this rvllm reads 1.2");
+    refused(&of("one"), "artifact format one, but this rvllm reads 1.2");
     let future = br#"{"format": "7.3", "unheard_of": [1, 2]}"#;
-    refused(&zip_of(&[("manifest.json", future)]), "artifact format 7.3, but this rvllm reads 1.1");
-    for known in ["1.0", "1.1"] {
+    refused(&zip_of(&[("manifest.json", future)]), "artifact format 7.3, but this rvllm reads 1.2");
+    for known in ["1.0", "1.1", "1.2"] {
         let message = open(&of(known)).unwrap_err().to_string();
         assert!(!message.contains("artifact format"), "{known}: {message}");
     }
@@ -246,6 +246,11 @@ fn manifests_with_bad_sizes() {
         (|m| m.kv_cache.block_size = 0, "kv_cache.block_size is 0, expected 1 to 65536"),
         (|m| m.kv_cache.k_bytes = 255, "kv_cache.k_bytes is 255, expected 256 to 17592186044416"),
         (|m| m.kv_cache.head_dim = u32::MAX, "kv_cache.k_bytes is 256, expected 137438953440 to 17592186044416"),
+        (|m| m.kv_cache.scale_bytes = 15, "kv_cache.scale_bytes is 15, expected 64 to 17592186044416"),
+        (
+            |m| m.kv_cache.scale_bytes = 1 << 44,
+            "kv_cache's bytes of a block is 70368744178688, expected 1 to 17592186044416",
+        ),
         (|m| m.kv_cache.v_bytes = u64::MAX, "kv_cache.v_bytes is 18446744073709551615, expected 256 to 17592186044416"),
         (|m| m.targets.clear(), "targets is empty, expected at least one"),
         (|m| m.targets[1].name = "plain".into(), "two targets named plain"),
@@ -296,6 +301,11 @@ fn plans_with_bad_launches() {
         (|p| p.launches[0].variants[1].kernel = 1, "launch embed: 3 arguments, but kernel head_1 takes 4"),
         (|p| p.launches[0].args[1] = Arg::Weight(5), "launch embed: weight 5 of 5"),
         (|p| p.launches[0].args[1] = Arg::KeyCache(2), "launch embed: cache of layer 2 of 2"),
+        (|p| p.launches[0].args[1] = Arg::ValueScales(2), "launch embed: scales of the cache of layer 2 of 2"),
+        (
+            |p| p.launches[0].args[1] = Arg::KeyScales(1),
+            "launch embed: scales of a cache whose kv_cache.scale_bytes is 0",
+        ),
         (|p| p.launches[0].args[2] = Arg::Buffer { id: 9, offset: 0 }, "launch embed: buffer 9 of 5"),
         (
             |p| p.launches[0].args[2] = Arg::Buffer { id: 0, offset: 1536 },

@@ -132,6 +132,7 @@ pub(crate) fn manifest(weights: Weights) -> Manifest {
             dtype: DType::Bf16,
             k_bytes: 256,
             v_bytes: 256,
+            scale_bytes: 0,
         },
         weights,
         tensors: tensors(),

@@ -8,7 +8,7 @@
 
 use super::{
     Device, DeviceError, Launch, LaunchList, Launches, affinity,
-    layout::{CacheLayout, INPUTS, InputLayout, InputRange, PADDING, padding},
+    layout::{CacheLayout, INPUTS, InputLayout, InputRange, PADDING, Part, padding},
     map::Map,
 };
 use crate::{
@@ -132,8 +132,8 @@ impl CpuDevice {
         (start <= self.plan.arena_bytes).then(|| self.arena.address() + start)
     }
 
-    fn cache_address(&self, layer: u32, value: usize) -> Option<u64> {
-        Some(self.cache.address() + self.cache_layout.layer(layer)?[value])
+    fn cache_address(&self, layer: u32, part: Part) -> Option<u64> {
+        Some(self.cache.address() + self.cache_layout.offset(layer, part)?)
     }
 
     fn write(&mut self, input: Input, values: &[i32]) -> Result<(), DeviceError> {
@@ -166,14 +166,12 @@ impl Device for CpuDevice {
             Arg::Buffer { id, offset } => self.buffer_address(id, offset),
             Arg::Weight(i) => self.weights.get(i as usize).map(|bytes| bytes.as_ptr() as u64),
             Arg::Input(input) => Some(self.inputs.address() + self.input_layout.range(input).offset),
-            Arg::KeyCache(layer) => self.cache_address(layer, 0),
-            Arg::ValueCache(layer) => self.cache_address(layer, 1),
+            Arg::KeyCache(layer) => self.cache_address(layer, Part::Keys),
+            Arg::ValueCache(layer) => self.cache_address(layer, Part::Values),
+            Arg::KeyScales(layer) => self.cache_address(layer, Part::KeyScales),
+            Arg::ValueScales(layer) => self.cache_address(layer, Part::ValueScales),
         };
         address.ok_or_else(|| DeviceError::Plan(format!("there is no {arg:?}")))
-    }
-
-    fn team(&mut self) -> Option<&mut Team> {
-        Some(&mut self.team)
     }
 
     fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError> {

@@ -77,8 +77,17 @@ pub(super) fn padding(input: Input) -> i32 {
 pub(super) struct CacheLayout {
     pub(super) num_blocks: u64,
     pub(super) num_layers: u64,
-    pub(super) k_bytes: u64,
-    pub(super) v_bytes: u64,
+    /// Bytes of a layer's part of a block: of K, of V, of the scales of either.
+    sizes: [u64; 4],
+}
+
+/// What the cache of a layer is made of, in the order in which it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Keys,
+    Values,
+    KeyScales,
+    ValueScales,
 }
 
 impl CacheLayout {
@@ -87,8 +96,7 @@ impl CacheLayout {
         CacheLayout {
             num_blocks: num_blocks.into(),
             num_layers: kv_cache.num_layers.into(),
-            k_bytes: kv_cache.k_bytes,
-            v_bytes: kv_cache.v_bytes,
+            sizes: [kv_cache.k_bytes, kv_cache.v_bytes, kv_cache.scale_bytes, kv_cache.scale_bytes],
         }
     }
 
@@ -98,13 +106,15 @@ impl CacheLayout {
     }
 
     fn layer_bytes(&self) -> Option<u64> {
-        self.num_blocks.checked_mul(self.k_bytes.checked_add(self.v_bytes)?)
+        let block = self.sizes.into_iter().try_fold(0, u64::checked_add)?;
+        self.num_blocks.checked_mul(block)
     }
 
-    /// Offsets of the K blocks and of the V blocks of a layer.
-    pub(super) fn layer(&self, layer: u32) -> Option<[u64; 2]> {
-        let k = self.layer_bytes()?.checked_mul(u64::from(layer))?;
-        (u64::from(layer) < self.num_layers).then_some([k, k + self.num_blocks * self.k_bytes])
+    /// Where a part of a layer's blocks begins.
+    pub(super) fn offset(&self, layer: u32, part: Part) -> Option<u64> {
+        let start = self.layer_bytes()?.checked_mul(u64::from(layer))?;
+        let before: u64 = self.sizes[..part as usize].iter().sum();
+        (u64::from(layer) < self.num_layers).then_some(start + self.num_blocks * before)
     }
 
     /// Ranges of a block in all layers: for each its offset, as block `from` and as block `to`, and its bytes.
@@ -112,9 +122,10 @@ impl CacheLayout {
         let layout = *self;
         let inside = u64::from(from.max(to)) < self.num_blocks;
         (0..self.num_layers as u32).flat_map(move |layer| {
-            [0, 1].map(|half| {
-                let start = layout.layer(layer).filter(|_| inside)?[half];
-                let bytes = [layout.k_bytes, layout.v_bytes][half];
+            let parts = [Part::Keys, Part::Values, Part::KeyScales, Part::ValueScales];
+            parts.into_iter().filter(move |part| layout.sizes[*part as usize] > 0).map(move |part| {
+                let start = layout.offset(layer, part).filter(|_| inside)?;
+                let bytes = layout.sizes[part as usize];
                 Some([start + u64::from(from) * bytes, start + u64::from(to) * bytes, bytes])
             })
         })

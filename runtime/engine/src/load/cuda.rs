@@ -148,6 +148,7 @@ mod tests {
         dtype: DType::F32,
         k_bytes: 512,
         v_bytes: 512,
+        scale_bytes: 0,
     };
 
     const LIMITS: Limits = Limits {

@@ -23,6 +23,7 @@ pub(crate) fn to_f32(w: &mut Writer, v: Ssa, dtype: DType) -> Ssa {
             let half = w.bitcast(v, v.ty.with(Elem::F16));
             w.convert("arith.extf", half, v.ty.with(Elem::F32))
         }
+        DType::F8e4m3 => e4m3_to_f32(w, v),
         DType::I8 | DType::U8 | DType::U4 => {
             let extend = if dtype == DType::I8 { "arith.extsi" } else { "arith.extui" };
             let wide = w.convert(extend, v, v.ty.with(Elem::I32));
@@ -69,12 +70,76 @@ fn to_i8(w: &mut Writer, v: Ssa) -> Ssa {
     w.convert("arith.trunci", bits, v.ty.with(Elem::I8))
 }
 
+/// Bits of e4m3 as f32: those of an f16 with a smaller bias of the exponent, so that subnormal numbers are widened too.
+fn e4m3_to_f32(w: &mut Writer, v: Ssa) -> Ssa {
+    let wide = w.convert("arith.extsi", v, v.ty.with(Elem::I16));
+    let [sign, rest, seven] = [-32768, 0x3f80, 7].map(|c| w.ints(wide.ty, c));
+    let sign = w.binary("arith.andi", wide, sign);
+    let shifted = w.binary("arith.shli", wide, seven);
+    let magnitude = w.binary("arith.andi", shifted, rest);
+    let bits = w.binary("arith.ori", sign, magnitude);
+    let half = w.bitcast(bits, v.ty.with(Elem::F16));
+    let number = w.convert("arith.extf", half, v.ty.with(Elem::F32));
+    let (bias, nan) = (w.floats(number.ty, 256.0), w.floats(number.ty, f32::NAN));
+    let number = w.binary("arith.mulf", number, bias);
+    let is_nan = w.compare("eq", magnitude, rest);
+    w.select(is_nan, nan, number)
+}
+
+/// f32 as the nearest e4m3; what is too large becomes the largest.
+fn to_e4m3(w: &mut Writer, v: Ssa) -> Ssa {
+    let ints = v.ty.with(Elem::I32);
+    let size = w.unary("math.absf", v);
+    let largest = w.floats(v.ty, DType::F8e4m3.largest());
+    let is_nan = w.compare("uno", v, v);
+    let size = map::min(w, size, largest);
+    // to nearest even: half a step less an odd one, in the bits that go
+    let bits = w.bitcast(size, ints);
+    let [gone, one, half, bias] = [20, 1, 0x7_ffff, 120 << 3].map(|c| w.ints(ints, c));
+    let odd = w.binary("arith.shrui", bits, gone);
+    let odd = w.binary("arith.andi", odd, one);
+    let normal = w.binary("arith.addi", bits, half);
+    let normal = w.binary("arith.addi", normal, odd);
+    let normal = w.binary("arith.shrui", normal, gone);
+    let normal = w.binary("arith.subi", normal, bias);
+    // a number whose last bit is worth the smallest one
+    let (step, least) = (w.floats(v.ty, 16384.0), w.floats(v.ty, 1.0 / 64.0));
+    let sum = w.binary("arith.addf", size, step);
+    let (sum, none) = (w.bitcast(sum, ints), w.bitcast(step, ints));
+    let subnormal = w.binary("arith.subi", sum, none);
+    let small = w.compare("olt", size, least);
+    let magnitude = w.select(small, subnormal, normal);
+    let nan = w.ints(ints, 0x7f);
+    let magnitude = w.select(is_nan, nan, magnitude);
+    let sign = w.bitcast(v, ints);
+    let [down, top] = [24, 0x80].map(|c| w.ints(ints, c));
+    let sign = w.binary("arith.shrui", sign, down);
+    let sign = w.binary("arith.andi", sign, top);
+    let bits = w.binary("arith.ori", sign, magnitude);
+    w.convert("arith.trunci", bits, v.ty.with(Elem::I8))
+}
+
+/// f32 as bf16 where that is exact: what goes is zero.
+fn exactly_bf16(w: &mut Writer, v: Ssa) -> Ssa {
+    let bits = w.bitcast(v, v.ty.with(Elem::I32));
+    let sixteen = w.ints(bits.ty, 16);
+    let high = w.binary("arith.shrui", bits, sixteen);
+    w.convert("arith.trunci", high, v.ty.with(Elem::I16))
+}
+
+/// One vector in an element type that holds all of its numbers.
+pub(crate) fn widen(w: &mut Writer, v: Ssa, from: DType, to: DType) -> Ssa {
+    let number = to_f32(w, v, from);
+    if to == DType::Bf16 { exactly_bf16(w, number) } else { number }
+}
+
 /// One vector to another element type.
 pub(crate) fn convert(w: &mut Writer, v: Ssa, from: DType, to: DType, native_bf16: bool) -> Ssa {
     match (from, to) {
         (DType::I32, DType::F32) => w.convert("arith.sitofp", v, v.ty.with(Elem::F32)),
         (DType::F32, DType::Bf16) => to_bf16(w, v, native_bf16),
         (DType::F32, DType::I8) => to_i8(w, v),
+        (DType::F32, DType::F8e4m3) => to_e4m3(w, v),
         (DType::F32, DType::F16) => {
             let half = w.convert("arith.truncf", v, v.ty.with(Elem::F16));
             w.bitcast(half, v.ty.with(Elem::I16))

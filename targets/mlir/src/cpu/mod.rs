@@ -23,6 +23,7 @@ mod store;
 mod stored;
 mod tile;
 mod tiled;
+mod widen;
 
 use crate::{
     Error,
@@ -280,6 +281,10 @@ impl Lower<'_> {
             Inst::Reshape(v) if self.kernel.tile(*v).layout == Layout::Operand => {
                 let view = self.operand(*v)?;
                 self.reshape_view(view, &self.kernel.tile(s.results[0]).shape.clone()).map(Value::Operand)
+            }
+            Inst::Cast(v) if self.kernel.tile(*v).layout == Layout::Operand => {
+                let view = self.operand(*v)?;
+                self.widen(&view, self.kernel.tile(s.results[0]).dtype).map(Value::Operand)
             }
             Inst::Concat(..) => Err(self.unsupported("operands side by side: they lie wherever their tensors do")),
             _ => self.elementwise(s).map(Value::Tile),

@@ -235,8 +235,10 @@ impl<'k> Rules<'k> {
     }
 
     fn cast(&self, v: Val) -> Rule {
-        let t = self.computed(v)?;
-        let to = self.tile_result()?.dtype;
+        let (t, to) = (self.tile(v)?, self.tile_result()?.dtype);
+        if t.layout == Layout::Operand {
+            return self.widen(v, t, to);
+        }
         let known = matches!(
             (t.dtype, to),
             (DType::F32, DType::F16 | DType::Bf16 | DType::F8e4m3 | DType::I8)
@@ -244,6 +246,18 @@ impl<'k> Rules<'k> {
         );
         ensure(known, || format!("turns {} into {to}, which no rule gives", t.dtype))?;
         self.gives(t.layout, &t.shape, to)
+    }
+
+    /// An operand in an element type that holds all of its numbers.
+    fn widen(&self, v: Val, t: &TileType, to: DType) -> Rule {
+        self.matrix(v, Layout::Operand)?;
+        let exact = match t.dtype {
+            DType::I8 | DType::F8e4m3 => matches!(to, DType::Bf16 | DType::F32),
+            DType::F16 | DType::Bf16 => to == DType::F32,
+            _ => false,
+        };
+        ensure(exact, || format!("turns an operand of {} into {to}, which is not exact", t.dtype))?;
+        self.gives(Layout::Operand, &t.shape, to)
     }
 
     fn reduce(&self, v: Val, axis: usize) -> Rule {

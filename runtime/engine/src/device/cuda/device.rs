@@ -20,7 +20,7 @@ use crate::{
     block_pool::BlockId,
     device::{
         Device, DeviceError, LaunchList, Launches,
-        layout::{CacheLayout, INPUTS, InputLayout, InputRange, PADDING, padding},
+        layout::{CacheLayout, INPUTS, InputLayout, InputRange, PADDING, Part, padding},
     },
     executor::Symbols,
     forward::{LOGITS_BLOCK, Limits, Reads},
@@ -199,8 +199,8 @@ impl CudaDevice {
         (start <= self.plan.arena_bytes).then(|| self.arena.address() + start)
     }
 
-    fn cache_address(&self, layer: u32, half: usize) -> Option<u64> {
-        Some(self.cache.address() + self.cache_layout.layer(layer)?[half])
+    fn cache_address(&self, layer: u32, part: Part) -> Option<u64> {
+        Some(self.cache.address() + self.cache_layout.offset(layer, part)?)
     }
 
     /// A list's launches with everything known.
@@ -260,8 +260,10 @@ impl Device for CudaDevice {
             Arg::Buffer { id, offset } => self.buffer_address(id, offset),
             Arg::Weight(i) => self.weights.address(i as usize),
             Arg::Input(input) => Some(self.inputs.address() + self.layout(bucket).range(input).offset),
-            Arg::KeyCache(layer) => self.cache_address(layer, 0),
-            Arg::ValueCache(layer) => self.cache_address(layer, 1),
+            Arg::KeyCache(layer) => self.cache_address(layer, Part::Keys),
+            Arg::ValueCache(layer) => self.cache_address(layer, Part::Values),
+            Arg::KeyScales(layer) => self.cache_address(layer, Part::KeyScales),
+            Arg::ValueScales(layer) => self.cache_address(layer, Part::ValueScales),
         };
         address.ok_or_else(|| DeviceError::Plan(format!("there is no {arg:?}")))
     }
