@@ -16,7 +16,10 @@ use crate::{
     beam::Turn,
     error::EngineError,
     forward::{Forward, Limits, Reads, Row},
-    grammar::{Grammar, GrammarCompiler, workers::MaskWorkers},
+    grammar::{
+        Grammar, GrammarCompiler,
+        workers::{MaskWorkers, share_out},
+    },
     memory::MemoryTable,
     output::{Finish, Logprobs, Metrics, Output, RequestId, SequenceOutput},
     params::{ParamError, SamplingParams, check},
@@ -232,7 +235,11 @@ impl Engine {
         for (i, row_use) in uses.iter().enumerate() {
             self.queue.take_row(row_use, &logits.row(i))?;
         }
-        self.mask_workers.submit(&mut self.queue.scratch.masks);
+        let masks = &mut self.queue.scratch.masks;
+        match self.forward.team() {
+            Some(team) => share_out(team, masks),
+            None => self.mask_workers.submit(masks),
+        }
         self.written()
     }
 

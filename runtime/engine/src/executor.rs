@@ -10,6 +10,7 @@ use crate::{
     device::{Device, DeviceError, Launch, LaunchList, Launches},
     forward::{Forward, LOGITS_BLOCK, Limits, Logits},
     step::Step,
+    team::Team,
 };
 use rvllm_artifact::plan::{self, Plan, Sym, Variant};
 use std::sync::Arc;
@@ -163,6 +164,10 @@ fn check_launch(plan: &Plan, launch: &plan::Launch) -> Result<(), DeviceError> {
 impl<D: Device> Forward for Executor<D> {
     fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    fn team(&mut self) -> Option<&mut Team> {
+        self.device.team()
     }
 
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {

@@ -1,6 +1,6 @@
 //! What the engine asks of a model: logits for a step. Behind a trait, so that scheduling is tested without a device.
 
-use crate::{block_pool::BlockId, device::DeviceError, step::Step};
+use crate::{block_pool::BlockId, device::DeviceError, step::Step, team::Team};
 
 /// Logits that one entry of [`Logits::block_max`] covers.
 pub const LOGITS_BLOCK: usize = 256;
@@ -81,6 +81,12 @@ impl<'a> Logits<'a> {
 pub trait Forward: Send {
     /// The bounds of a step.
     fn limits(&self) -> &Limits;
+
+    /// The threads that compute, where they are this machine's: between forwards they have nothing else to do, and
+    /// during one, other threads would only hold them up.
+    fn team(&mut self) -> Option<&mut Team> {
+        None
+    }
 
     /// Computes a step: writes the KV of its tokens, and returns one row for each of `step.logits_indices`. In each
     /// layer all KV is written before any is read: a sequence may read what the same step computes for another.

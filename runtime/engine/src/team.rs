@@ -17,6 +17,8 @@ use std::{
     thread::JoinHandle,
 };
 
+/// Stack of a member: lexers of nested expressions recurse.
+const STACK: usize = 64 << 20;
 /// Turns of a spin before sleeping: some 50 µs.
 const SPINS: u32 = 2000;
 
@@ -145,7 +147,8 @@ impl Team {
                 place(index);
                 work(&shared, index);
             };
-            team.workers.push(std::thread::Builder::new().name(format!("rvllm-{index}")).spawn(worker)?);
+            team.workers
+                .push(std::thread::Builder::new().name(format!("rvllm-{index}")).stack_size(STACK).spawn(worker)?);
         }
         Ok(team)
     }

@@ -31,6 +31,9 @@ use tokio::{
     time::timeout,
 };
 
+/// Stack of the engine's thread: lexers of nested expressions recurse.
+const STACK: usize = 64 << 20;
+
 /// Outputs of a job, each with the index of its prompt.
 pub type Outputs = mpsc::Receiver<(usize, Output)>;
 
@@ -181,7 +184,10 @@ impl EngineHandle {
             metrics,
             shared: shared.clone(),
         };
-        let thread = thread::Builder::new().name("rvllm-engine".to_string()).spawn(move || jobs.run_caught())?;
+        let thread = thread::Builder::new()
+            .name("rvllm-engine".to_string())
+            .stack_size(STACK)
+            .spawn(move || jobs.run_caught())?;
         let (admission, timeout) = (Arc::new(Semaphore::new(most)), config.request_timeout);
         let max_grammar_bytes = config.max_grammar_bytes;
         let handle = EngineHandle {

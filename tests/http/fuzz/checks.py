@@ -27,6 +27,15 @@ def several_forms(body, message):
     return "both say what form" in message and sum(body.get(name) is not None for name in FORMS) > 1
 
 
+KINDS = ["json", "regex", "choice", "grammar", "json_object", "structural_tag"]
+
+
+def not_one_kind(body, message):
+    form = body["structured_outputs"]
+    kinds = [name for name in KINDS if form.get(name) is not None and (name, form[name]) != ("json_object", False)]
+    return "structured output is asked for by" in message and len(kinds) != 1
+
+
 def unreadable(body, message):
     """A grammar is a program: a text that is none is told of as such."""
     return "cannot be followed" in message
@@ -56,7 +65,7 @@ REASONS = {
     "functions": lambda b, m: "older name" in m or "must be given" in m or "of another function" in m,
     "function_call": lambda b, m: "older name" in m or "does not have" in m,
     "response_format": lambda b, m: "different forms" in m or unreadable(b, m) or ("needs json_schema.schema" in m and not (b["response_format"].get("json_schema") or {}).get("schema")),
-    "structured_outputs": lambda b, m: "different forms" in m or several_forms(b, m) or unreadable(b, m) or a_form_and_beams(b, m),
+    "structured_outputs": lambda b, m: "different forms" in m or not_one_kind(b, m) or several_forms(b, m) or unreadable(b, m) or a_form_and_beams(b, m),
     "guided_json": lambda b, m: several_forms(b, m) or unreadable(b, m),
     "guided_regex": lambda b, m: several_forms(b, m) or unreadable(b, m),
     "guided_choice": several_forms,

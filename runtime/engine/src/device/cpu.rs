@@ -174,6 +174,10 @@ impl Device for CpuDevice {
         address.ok_or_else(|| DeviceError::Plan(format!("there is no {arg:?}")))
     }
 
+    fn team(&mut self) -> Option<&mut Team> {
+        Some(&mut self.team)
+    }
+
     fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError> {
         INPUTS.into_iter().try_for_each(|input| self.write(input, step.input(input)))?;
         let Launches::List(list) = launches else {

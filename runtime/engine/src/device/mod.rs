@@ -9,7 +9,7 @@ mod map;
 pub use affinity::{available_cores, physical_cores};
 pub use cpu::{CpuDevice, CpuSize};
 
-use crate::{block_pool::BlockId, step::Step};
+use crate::{block_pool::BlockId, step::Step, team::Team};
 use rvllm_artifact::plan::{Arg, Input};
 use std::{ops::Range, sync::Arc};
 
@@ -83,6 +83,11 @@ pub trait Device: Send {
     /// which those beyond its own end return at once. None where every step runs a list of its own.
     fn buckets(&self) -> &[u32] {
         &[]
+    }
+
+    /// The threads that compute, where they are this machine's.
+    fn team(&mut self) -> Option<&mut Team> {
+        None
     }
 
     /// Where a tensor argument lies in the steps of a bucket, or in those of none, for as long as the device lives.

@@ -1,11 +1,15 @@
-//! Threads that compute masks beside the forward.
+//! Threads that compute masks: beside the forward, or before it where that takes all threads anyway.
 //!
 //! Invariants: work whose sequence is gone is not done; idle threads sleep; the last owner ends them.
 
 use super::matcher::Job;
+use crate::team::Team;
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -83,6 +87,21 @@ impl MaskWorkers {
         };
         self.threads = (0..count).filter_map(spawn).collect();
     }
+}
+
+/// Has a team do jobs, each member the next that nobody has begun.
+pub fn share_out(team: &mut Team, jobs: &mut Vec<Arc<Job>>) {
+    if let [job] = &jobs[..] {
+        job.run();
+    } else if !jobs.is_empty() {
+        let (all, next) = (std::mem::take(jobs), AtomicUsize::new(0));
+        team.run(Arc::new(move |_| {
+            while let Some(job) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                work(job);
+            }
+        }));
+    }
+    jobs.clear();
 }
 
 fn work(job: &Arc<Job>) {
