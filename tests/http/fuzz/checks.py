@@ -31,7 +31,7 @@ KINDS = ["json", "regex", "choice", "grammar", "json_object", "structural_tag"]
 
 
 def not_one_kind(body, message):
-    form = body["structured_outputs"]
+    form = given(body, "structured_outputs", {})
     kinds = [name for name in KINDS if form.get(name) is not None and (name, form[name]) != ("json_object", False)]
     return "structured output is asked for by" in message and len(kinds) != 1
 
