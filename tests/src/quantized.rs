@@ -23,6 +23,8 @@ pub enum Layout {
     Packed,
     /// compressed-tensors' int-quantized.
     Int8,
+    /// compressed-tensors' float-quantized.
+    E4m3,
 }
 
 /// What a matrix is quantised to.
@@ -90,6 +92,11 @@ fn quantization_config(layout: Layout, symmetric: bool) -> Value {
             let activations = json!({"num_bits": 8, "symmetric": true, "dynamic": true, "strategy": "token"});
             compressed("int-quantized", json!({"num_bits": 8, "strategy": "channel"}), activations)
         }
+        Layout::E4m3 => {
+            let activations = json!({"num_bits": 8, "type": "float", "dynamic": true, "strategy": "token"});
+            let weights = json!({"num_bits": 8, "type": "float", "strategy": "channel"});
+            compressed("float-quantized", weights, activations)
+        }
     }
 }
 
@@ -97,8 +104,9 @@ type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
 fn packed(checkpoint: &Checkpoint, stem: &str, layout: Layout, symmetric: bool) -> Result<Vec<Tensor>> {
     let m = match (symmetric, layout) {
-        (true, Layout::Int8) => as_quantize(checkpoint, stem, None)?,
-        (true, _) => as_quantize(checkpoint, stem, Some(GROUPS[0]))?,
+        (true, Layout::Int8) => as_quantize(checkpoint, stem, DType::I8, None)?,
+        (true, Layout::E4m3) => as_quantize(checkpoint, stem, DType::F8e4m3, None)?,
+        (true, _) => as_quantize(checkpoint, stem, DType::U4, Some(GROUPS[0]))?,
         (false, _) => between(checkpoint, stem)?,
     };
     let (n, k) = (m.rows, m.columns);
@@ -138,19 +146,19 @@ fn packed(checkpoint: &Checkpoint, stem: &str, layout: Layout, symmetric: bool) 
             all.extend((!symmetric).then(|| tensor("weight_zero_point", Dtype::I32, [n / 8, groups], along_n)));
             all
         }
-        Layout::Int8 => {
-            vec![tensor("weight", Dtype::I8, [n, k], m.values), tensor("weight_scale", Dtype::F32, [n, 1], m.scales)]
+        Layout::Int8 | Layout::E4m3 => {
+            let dtype = if layout == Layout::Int8 { Dtype::I8 } else { Dtype::F8_E4M3 };
+            vec![tensor("weight", dtype, [n, k], m.values), tensor("weight_scale", Dtype::F32, [n, 1], m.scales)]
         }
     })
 }
 
 /// Values and scales of the recipe that `--quantize` uses.
-fn as_quantize(checkpoint: &Checkpoint, stem: &str, group: Option<usize>) -> Result<Matrix> {
+fn as_quantize(checkpoint: &Checkpoint, stem: &str, to: DType, group: Option<usize>) -> Result<Matrix> {
     let name = format!("{stem}.weight");
     let [rows, columns] = shape(checkpoint, &name)?;
     let run = |part, bytes: usize| -> Result<Vec<u8>> {
         let of = Box::new(Recipe::Tensor(name.clone()));
-        let to = if group.is_some() { DType::U4 } else { DType::I8 };
         let mut made = vec![0; bytes];
         execute(&Recipe::Quantize { to, group: group.map(|n| n as u32), part, of }, checkpoint, 1, &mut made)?;
         Ok(made)

@@ -106,6 +106,23 @@ fn symmetric_values_are_those_that_quantize_makes() -> Result<()> {
 }
 
 #[test]
+fn e4m3_is_kept_for_hopper_and_widened_for_cpus() -> Result<()> {
+    let dir = checkpoint(Layout::E4m3, true)?;
+    let hopper = |o: &mut Options| o.targets = vec!["sm_90a".to_string()];
+    let fp8 = compile(&demo(), |o| {
+        hopper(o);
+        o.quantize = Some(QuantizeChoice::Fp8);
+    })?;
+    same_values("E4m3", &compile(dir.path(), hopper)?, &fp8)?;
+    let widened = compile(dir.path(), |_| ())?;
+    ensure!(weights(&widened, &[".values"])?.is_empty(), "CPUs multiply with no e4m3");
+    let (ours, plain) = (perplexity(&widened)?, perplexity(&compile(&demo(), |_| ())?)?);
+    println!("E4m3: perplexity {ours:.4}, {plain:.4} before it was quantised");
+    ensure!((ours / plain - 1.0).abs() < NEAR, "perplexity {ours}, {plain} before it was quantised");
+    Ok(())
+}
+
+#[test]
 fn answers_are_near_those_of_the_numbers_in_f32() -> Result<()> {
     for layout in [Layout::Gptq, Layout::Awq, Layout::Packed] {
         let dir = checkpoint(layout, false)?;

@@ -62,7 +62,11 @@ impl Scheme {
     fn stored(of: Stored) -> Scheme {
         let Stored { values, group, scales, zeros } = of;
         let [values, scales] = [values, scales].map(emit::ir_dtype);
-        Scheme { zeros, stored: true, ..Scheme::new(values, group.map(|n| n as usize), scales) }
+        let made = match values {
+            DType::F8e4m3 => Scheme::of(QuantizeChoice::Fp8),
+            _ => Scheme { zeros, ..Scheme::new(values, group.map(|n| n as usize), scales) },
+        };
+        Scheme { stored: true, ..made }
     }
 
     fn rows(self) -> Quantize {

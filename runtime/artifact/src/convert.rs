@@ -128,6 +128,17 @@ pub(crate) fn e4m3_bits(value: f32) -> u8 {
     element as u8 | (value.to_bits() >> 24) as u8 & 0x80
 }
 
+/// The number of an E4M3 element.
+pub(crate) fn e4m3(bits: u8) -> f32 {
+    let (exponent, fraction) = (bits >> 3 & 15, f32::from(bits & 7));
+    let magnitude = match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => fraction / 512.0,
+        _ => (8.0 + fraction) * 2f32.powi(i32::from(exponent) - 10),
+    };
+    if bits & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,10 +181,12 @@ mod tests {
             let (low, high) = (number(bits), number(bits + 1));
             let even = bits + (bits & 1);
             assert_eq!([low, (low + high) / 2.0, high].map(e4m3_bits), [bits, even, bits + 1]);
+            assert_eq!([e4m3(bits), e4m3(bits | 0x80)], [low, -low]);
             let between = [0.49, 0.51].map(|at| e4m3_bits(-(low + (high - low) * at)));
             assert_eq!(between, [bits | 0x80, (bits + 1) | 0x80]);
         }
         assert_eq!([460.0, 1e30, -1e30, 1e-30].map(e4m3_bits), [0x7e, 0x7e, 0xfe, 0]);
+        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 
 /// Methods that are read.
-const METHODS: &str = "gptq, awq, compressed-tensors";
+const METHODS: &str = "gptq, awq, compressed-tensors, fp8";
 /// Largest group of columns.
 const MAX_GROUP: u64 = 1 << 20;
 
@@ -39,6 +39,12 @@ pub enum Config {
     },
     /// compressed-tensors' `int-quantized`: i8 with a scale a row.
     Int8,
+    /// `fp8`, and compressed-tensors' `float-quantized`: e4m3 with a scale for each block of rows and columns; a scale a row,
+    /// or one for all, where absent.
+    E4m3 {
+        /// Rows and columns that share a scale.
+        block: Option<[u64; 2]>,
+    },
 }
 
 /// The keys of an object, with what stands for it in messages.
@@ -98,6 +104,16 @@ impl<'a> Keys<'a> {
         known.copied().ok_or_else(|| self.refused(key, &all.join(", ")))
     }
 
+    /// Rows and columns of a block; none where absent.
+    fn block(&self, key: &str) -> Result<Option<[u64; 2]>, String> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let sizes: Vec<u64> = value.as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+        match sizes[..] {
+            [rows, columns] if [rows, columns].iter().all(|n| (1..=MAX_GROUP).contains(n)) => Ok(Some([rows, columns])),
+            _ => Err(self.refused(key, "a number of rows and one of columns")),
+        }
+    }
+
     /// Columns of a group: -1, and none, is all of them.
     fn group(&self, key: &str) -> Result<Option<u64>, String> {
         match self.get(key).map(|v| (v.as_i64(), v)) {
@@ -130,6 +146,7 @@ impl Config {
             Some("gptq") => gptq(&keys),
             Some("awq") => awq(&keys),
             Some("compressed-tensors") => compressed(&keys),
+            Some("fp8") => fp8(&keys),
             _ => Err(keys.refused("quant_method", METHODS)),
         }
         .map(Some)
@@ -157,6 +174,13 @@ fn awq(keys: &Keys<'_>) -> Result<Config, String> {
     Ok(Config::Awq { group: keys.group(keys.either(["group_size", "q_group_size"]))? })
 }
 
+/// How activations are quantised is left to the kernels: never more coarsely than a token at a time.
+fn fp8(keys: &Keys<'_>) -> Result<Config, String> {
+    keys.only("fmt", &["e4m3".into()])?;
+    keys.only("activation_scheme", &["dynamic".into(), "static".into()])?;
+    Ok(Config::E4m3 { block: keys.block("weight_block_size")? })
+}
+
 fn compressed(keys: &Keys<'_>) -> Result<Config, String> {
     keys.none("kv_cache_scheme")?;
     if let Some(sparsity) = keys.get("sparsity_config").filter(|v| v.as_object().is_none_or(|o| !o.is_empty())) {
@@ -169,16 +193,17 @@ fn compressed(keys: &Keys<'_>) -> Result<Config, String> {
     let scheme = Keys::new(format!("{}.config_groups.{name}", keys.place), scheme)?;
     scheme.only("targets", &[serde_json::json!(["Linear"])])?;
     scheme.none("output_activations")?;
-    activations(&scheme)?;
     let format = if scheme.get("format").is_some() { &scheme } else { keys };
     let Some(weights) = scheme.get("weights") else { return Err(scheme.refused("weights", "a scheme")) };
     let weights = Keys::new(format!("{}.weights", scheme.place), weights)?;
-    weights.only("type", &["int".into()])?;
     weights.only("dynamic", &[false.into()])?;
-    match format.get("format").and_then(Value::as_str) {
-        Some("pack-quantized") => packed(&weights),
-        Some("int-quantized") => int8(&weights, &scheme),
-        _ => Err(format.refused("format", "pack-quantized, int-quantized")),
+    let found = format.get("format").and_then(Value::as_str);
+    weights.only("type", &[if found == Some("float-quantized") { "float" } else { "int" }.into()])?;
+    match found {
+        Some("pack-quantized") => activations(&scheme).and_then(|()| packed(&weights)),
+        Some("int-quantized") => activations(&scheme).and_then(|()| int8(&weights, &scheme)),
+        Some("float-quantized") => float(&weights, &scheme),
+        _ => Err(format.refused("format", "pack-quantized, int-quantized, float-quantized")),
     }
 }
 
@@ -217,6 +242,23 @@ fn int8(weights: &Keys<'_>, scheme: &Keys<'_>) -> Result<Config, String> {
     }
 }
 
+fn float(weights: &Keys<'_>, scheme: &Keys<'_>) -> Result<Config, String> {
+    weights.bits("num_bits", &[8])?;
+    weights.only("symmetric", &[true.into()])?;
+    if let Some(activations) = scheme.get("input_activations") {
+        let keys = Keys::new(format!("{}.input_activations", scheme.place), activations)?;
+        keys.bits("num_bits", &[8])?;
+        keys.only("type", &["float".into()])?;
+    }
+    match weights.get("strategy").and_then(Value::as_str) {
+        Some("channel" | "tensor") => Ok(Config::E4m3 { block: None }),
+        Some("block") if weights.get("block_structure").is_some() => {
+            Ok(Config::E4m3 { block: weights.block("block_structure")? })
+        }
+        _ => Err(weights.refused("strategy", "channel, tensor, block with a block_structure")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +294,18 @@ mod tests {
         group["weights"] =
             json!({"num_bits": 4, "type": "int", "symmetric": false, "strategy": "group", "group_size": 32});
         assert_eq!(of(packed), Ok(Some(Config::Packed { bits: 4, group: Some(32), symmetric: false })));
+        let fp8 = json!({"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 64]});
+        assert_eq!(of(fp8), Ok(Some(Config::E4m3 { block: Some([128, 64]) })));
+        assert_eq!(of(json!({"quant_method": "fp8"})), Ok(Some(Config::E4m3 { block: None })));
+        let mut float = w8a8();
+        float["format"] = "float-quantized".into();
+        let group = &mut float["config_groups"]["group_0"];
+        group["weights"]["type"] = "float".into();
+        group["input_activations"]["type"] = "float".into();
+        assert_eq!(of(float.clone()), Ok(Some(Config::E4m3 { block: None })));
+        let weights = &mut float["config_groups"]["group_0"]["weights"];
+        (weights["strategy"], weights["block_structure"]) = ("block".into(), json!([64, 32]));
+        assert_eq!(of(float), Ok(Some(Config::E4m3 { block: Some([64, 32]) })));
         assert_eq!(of(json!({})), Ok(None));
         assert_eq!(Config::of(&json!({"quantization_config": null})), Ok(None));
     }
@@ -261,11 +315,11 @@ mod tests {
         let error = |config: Value| of(config).unwrap_err();
         assert_eq!(
             error(json!({"quant_method": "exl2"})),
-            "quantization_config.quant_method = \"exl2\" is not supported; supported: gptq, awq, compressed-tensors"
+            "quantization_config.quant_method = \"exl2\" is not supported; supported: gptq, awq, compressed-tensors, fp8"
         );
         assert_eq!(
             error(json!({"bits": 4})),
-            "quantization_config.quant_method is missing; supported: gptq, awq, compressed-tensors"
+            "quantization_config.quant_method is missing; supported: gptq, awq, compressed-tensors, fp8"
         );
         assert_eq!(error(json!("gptq")), "quantization_config = \"gptq\" is no object");
         let gptq = |key: &str, value: Value| {
@@ -283,7 +337,12 @@ mod tests {
             *config.pointer_mut(pointer).unwrap() = value;
             error(config)
         };
-        assert!(changed("/format", json!("float-quantized")).contains("pack-quantized, int-quantized"));
+        assert!(changed("/format", json!("marlin-24")).contains("pack-quantized, int-quantized, float-quantized"));
+        assert!(changed("/format", json!("float-quantized")).contains("weights.type = \"int\" is not supported"));
+        assert!(error(json!({"quant_method": "fp8", "fmt": "e5m2"})).contains("supported: \"e4m3\""));
+        let blocks = |size: Value| error(json!({"quant_method": "fp8", "weight_block_size": size}));
+        assert!(blocks(json!([128])).contains("weight_block_size = [128] is not supported"));
+        assert!(blocks(json!([0, 128])).contains("supported: a number of rows and one of columns"));
         let group = "/config_groups/group_0";
         assert!(changed(&format!("{group}/input_activations/dynamic"), json!(false)).contains("supported: true"));
         assert!(changed(&format!("{group}/targets"), json!(["re:.*q_proj"])).contains("supported: [\"Linear\"]"));

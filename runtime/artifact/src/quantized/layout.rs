@@ -54,18 +54,25 @@ impl Quantized {
         let main = match config {
             Config::Gptq { .. } | Config::Awq { .. } => ".qweight",
             Config::Packed { .. } => ".weight_packed",
-            Config::Int8 => ".weight",
+            Config::Int8 | Config::E4m3 { .. } => ".weight",
+        };
+        // these have the name of those that are not quantised
+        let only = match config {
+            Config::Int8 => Some(DType::I8),
+            Config::E4m3 { .. } => Some(DType::F8e4m3),
+            _ => None,
         };
         for name in files.names() {
             let stem = name.strip_suffix(main);
-            let int8 = || files.ty(name).is_some_and(|ty| ty.dtype == DType::I8);
-            let Some(stem) = stem.filter(|_| config != Config::Int8 || int8()) else { continue };
+            let one = || only.is_none_or(|dtype| files.ty(name).is_some_and(|ty| ty.dtype == dtype));
+            let Some(stem) = stem.filter(|_| one()) else { continue };
             let mut module = Module { stem, files, used: vec![name.to_string()] };
             let matrix = match config {
                 Config::Gptq { bits, group, zero_offset } => module.gptq(bits, group, zero_offset)?,
                 Config::Awq { group } => module.awq(group)?,
                 Config::Packed { bits, group, symmetric } => module.packed(bits, group, symmetric)?,
                 Config::Int8 => module.int8()?,
+                Config::E4m3 { block } => module.e4m3(block)?,
             };
             let used = module.used;
             quantized.add(stem, matrix, used);
@@ -198,7 +205,7 @@ impl<F: Files> Module<'_, F> {
             bits: packing.bits,
             group,
             values: Values::Packed { tensor, packing, transposed: true },
-            scales: Scales { tensor: scales, dtype, transposed: true, shared: false },
+            scales: Scales { tensor: scales, dtype, transposed: true, rows: 1 },
             zeros: (!middle).then_some(Zeros { tensor: stored_zeros, packing: zeros, transposed: true, offset }),
             order: None,
         })
@@ -262,10 +269,10 @@ impl<F: Files> Module<'_, F> {
         let (tensor, ty) =
             self.find("weight_scale").ok_or_else(|| format!("missing tensor {}", self.name("weight_scale")))?;
         let known = matches!(ty.dtype, DType::F16 | DType::Bf16 | DType::F32);
-        let shared = rows != 1 && groups == 1 && matches!(ty.shape[..], [] | [1] | [1, 1]);
+        let one = rows != 1 && groups == 1 && matches!(ty.shape[..], [] | [1] | [1, 1]);
         let each = ty.shape == [rows, groups] || groups == 1 && ty.shape == [rows];
-        match known && (shared || each) {
-            true => Ok(Scales { tensor, dtype: ty.dtype, transposed: false, shared }),
+        match known && (one || each) {
+            true => Ok(Scales { tensor, dtype: ty.dtype, transposed: false, rows: if one { rows } else { 1 } }),
             false => Err(format!("tensor {tensor} is {ty}, expected [{rows}, {groups}] of f16, bf16 or f32")),
         }
     }
@@ -285,7 +292,28 @@ impl<F: Files> Module<'_, F> {
         let group = self.group(None, columns)?;
         let scales = self.row_scales(rows, 1)?;
         self.find("weight_zero_point");
-        let values = Values::Bytes { tensor };
+        let values = Values::Bytes { tensor, dtype: DType::I8 };
         Ok(Matrix { rows, columns, bits: 8, group, values, scales, zeros: None, order: None })
+    }
+
+    /// Scales of blocks are called `weight_scale_inv` by Transformers: numbers are values times these, too.
+    fn e4m3(&mut self, block: Option<[u64; 2]>) -> Result<Matrix, String> {
+        let (tensor, _, [rows, columns]) = self.two("weight", &[DType::F8e4m3])?;
+        let group = self.group(block.map(|[_, columns]| columns), columns)?;
+        let scales = match block {
+            None => self.row_scales(rows, 1)?,
+            Some([n, _]) => self.block_scales([rows.div_ceil(n), columns.div_ceil(group)], n)?,
+        };
+        // scales of activations, which kernels choose for each token
+        self.find("input_scale");
+        let values = Values::Bytes { tensor, dtype: DType::F8e4m3 };
+        Ok(Matrix { rows, columns, bits: 8, group, values, scales, zeros: None, order: None })
+    }
+
+    fn block_scales(&mut self, shape: [u64; 2], rows: u64) -> Result<Scales, String> {
+        let kind =
+            if self.files.ty(&self.name("weight_scale_inv")).is_some() { "weight_scale_inv" } else { "weight_scale" };
+        let (tensor, dtype) = self.shaped(kind, &[DType::F16, DType::Bf16, DType::F32], shape)?;
+        Ok(Scales { tensor, dtype, transposed: false, rows })
     }
 }

@@ -4,7 +4,7 @@
 //! so that any range of them takes memory in proportion.
 
 use super::{Part, Stored, fields::Packing, group_given};
-use crate::{plan::DType, source::TensorType};
+use crate::{convert::e4m3, plan::DType, source::TensorType};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -19,8 +19,8 @@ pub(super) trait Tensors {
 pub(super) enum Values {
     /// Fields of a matrix `[N, K]`, or of its transpose.
     Packed { tensor: String, packing: Packing, transposed: bool },
-    /// `[N, K]i8`.
-    Bytes { tensor: String },
+    /// `[N, K]` of a type of 8 bits: i8 or e4m3.
+    Bytes { tensor: String, dtype: DType },
 }
 
 /// A scale for each group of each row: `[N, groups]`, or its transpose.
@@ -29,8 +29,8 @@ pub(super) struct Scales {
     pub(super) tensor: String,
     pub(super) dtype: DType,
     pub(super) transposed: bool,
-    /// Rows that share one: 1, or all.
-    pub(super) shared: bool,
+    /// Rows that share one.
+    pub(super) rows: u64,
 }
 
 /// A zero for each group of each row.
@@ -61,9 +61,9 @@ pub(super) struct Matrix {
 impl Matrix {
     /// How its parts are given out; `None` where only its numbers are.
     pub(super) fn stored(&self) -> Option<Stored> {
-        if let Values::Bytes { .. } = self.values {
+        if let Values::Bytes { dtype, .. } = self.values {
             let whole = self.group == self.columns;
-            return whole.then_some(Stored { values: DType::I8, group: None, scales: DType::F32, zeros: false });
+            return whole.then_some(Stored { values: dtype, group: None, scales: DType::F32, zeros: false });
         }
         let group = group_given(self.group, self.columns).filter(|_| self.order.is_none())?;
         let values = if self.bits == 4 { DType::U4 } else { DType::U8 };
@@ -120,7 +120,7 @@ impl Matrix {
     fn values(&self, row: usize, tensors: &dyn Tensors) -> Vec<u8> {
         let columns = self.columns as usize;
         match &self.values {
-            Values::Bytes { tensor } => tensors.all(tensor)[row * columns..][..columns].to_vec(),
+            Values::Bytes { tensor, .. } => tensors.all(tensor)[row * columns..][..columns].to_vec(),
             Values::Packed { tensor, packing, transposed } => {
                 let bytes = tensors.all(tensor);
                 let shape = if *transposed { [self.columns, self.rows] } else { [self.rows, self.columns] };
@@ -162,7 +162,7 @@ impl Matrix {
     }
 
     fn scale_at(&self, row: usize, group: usize) -> usize {
-        let row = if self.scales.shared { 0 } else { row };
+        let row = row / self.scales.rows as usize;
         match self.scales.transposed {
             true => group * self.rows as usize + row,
             false => row * self.groups() as usize + group,
@@ -195,12 +195,15 @@ impl Matrix {
         let groups = (0..self.groups() as usize)
             .map(|group| (self.scale(row, group, tensors), f32::from(self.zero(row, group, tensors))))
             .collect::<Vec<_>>();
-        let signed = matches!(self.values, Values::Bytes { .. });
+        let as_number = match self.values {
+            Values::Bytes { dtype: DType::F8e4m3, .. } => e4m3,
+            Values::Bytes { .. } => |value: u8| f32::from(value.cast_signed()),
+            Values::Packed { .. } => |value: u8| f32::from(value),
+        };
         let number = |(column, value): (usize, u8)| {
             let group = self.order.as_ref().map_or(column / self.group as usize, |order| order[column] as usize);
             let (scale, zero) = groups[group];
-            let value = if signed { f32::from(value.cast_signed()) } else { f32::from(value) };
-            (value - zero) * scale
+            (as_number(value) - zero) * scale
         };
         self.values(row, tensors).into_iter().enumerate().map(number).collect()
     }

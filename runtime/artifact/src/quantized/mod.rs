@@ -1,4 +1,4 @@
-//! Matrices that a checkpoint stores quantised, in the layouts of GPTQ, AWQ and compressed-tensors.
+//! Matrices that a checkpoint stores quantised, in the layouts of GPTQ, AWQ, compressed-tensors and Transformers' fp8.
 //!
 //! | module | what |
 //! |---|---|
@@ -12,7 +12,7 @@
 //! bit, with their scales and zeros.
 //!
 //! Sources of the layouts: AutoGPTQ's and GPTQModel's `QuantLinear.pack`, AutoAWQ's `WQLinear_GEMM.from_linear`, and
-//! compressed-tensors' `pack_to_int32`; of the formulas: `number = scale * (value - zero)` in all of them.
+//! compressed-tensors' `pack_to_int32`, and the DeepSeek-V3 technical report's blocks of 128 × 128; of the formulas: `number = scale * (value - zero)` in all of them.
 
 pub mod config;
 mod fields;
@@ -54,7 +54,7 @@ impl Part {
 /// How a matrix is stored whose parts kernels can multiply with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stored {
-    /// Element type of its values: i8 with a scale a row, u4 or u8 with a scale for each group of columns.
+    /// Element type of its values: i8 or e4m3 with a scale a row, u4 or u8 with a scale for each group of columns.
     pub values: DType,
     /// Columns that share a scale; all of a row where absent.
     pub group: Option<u32>,

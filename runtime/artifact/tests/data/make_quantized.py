@@ -3,14 +3,16 @@
 `expected.values`, `expected.scales` and `expected.zeros` are the integers and scales that the matrix was made from, and
 `expected.numbers` is `scale * (value - zero)` in f32. The layouts are packed here after the published formulas:
 AutoGPTQ's `QuantLinear.pack` (gptq; zeros are stored less one in version 1), AutoAWQ's `WQLinear_GEMM.from_linear` (awq),
-compressed-tensors' `pack_to_int32` (pack-quantized) and its int-quantized, which packs nothing.
+compressed-tensors' `pack_to_int32` (pack-quantized) and its int-quantized, which packs nothing. E4M3 (fp8, float-quantized)
+is ml_dtypes' float8_e4m3fn, with a scale for a block, a row or all.
 
-Made with numpy 2 and safetensors 0.8: `pip install numpy safetensors && python make_quantized.py`.
+Made with numpy 2, safetensors 0.8 and ml_dtypes 0.5: `pip install numpy safetensors ml_dtypes && python make_quantized.py`.
 """
 
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -112,6 +114,20 @@ def int8(name: str):
     save(name, config, tensors, values.view(np.uint8), scales.astype(np.float32)[:, 0], np.zeros((N, 1)), numbers)
 
 
+def e4m3(name: str, config: dict, scale_name: str, blocks: tuple[int, int], shape=None):
+    bits = random.integers(0, 256, (N, K)).astype(np.uint8)
+    bits[bits & 0x7F == 0x7F] = 0  # no number
+    values = bits.view(ml_dtypes.float8_e4m3fn)
+    grid = -(-N // blocks[0]), -(-K // blocks[1])
+    scales = (random.random(grid) / 500 + 1e-4).astype(np.float32)
+    each = scales[np.arange(N) // blocks[0]][:, np.arange(K) // blocks[1]]
+    numbers = values.astype(np.float32) * each
+    tensors = {"m.weight": values, f"m.{scale_name}": scales.reshape(scales.shape if shape is None else shape)}
+    if config.get("activation_scheme") == "static":
+        tensors["m.input_scale"] = np.ones((), np.float32)
+    save(name, config, tensors, bits, each[:, 0], np.zeros((N, 1)), numbers)
+
+
 gptq("gptq-4-32-symmetric", 4, 32, True, 1, False)
 gptq("gptq-4-64", 4, 64, False, 1, False)
 gptq("gptq-8-128", 8, 128, False, 2, False)
@@ -121,3 +137,9 @@ packed("packed-4-32", 4, 32, True)
 packed("packed-4-64-zeros", 4, 64, False)
 packed("packed-8-all", 8, K, True)
 int8("int8")
+e4m3("fp8-blocks", {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [16, 48]},
+     "weight_scale_inv", (16, 48))
+e4m3("fp8-one", {"quant_method": "fp8", "activation_scheme": "static"}, "weight_scale", (N, K), ())
+FLOAT = {"num_bits": 8, "type": "float", "symmetric": True}
+e4m3("float-rows", compressed(FLOAT | {"strategy": "channel"}, FLOAT | {"dynamic": True, "strategy": "token"}, "float-quantized"),
+     "weight_scale", (1, K))

@@ -58,12 +58,16 @@ fn every_layout_gives_the_integers_that_it_was_made_from() {
     check("packed-4-32", groups(DType::U4, 32, false));
     check("packed-4-64-zeros", groups(DType::U4, 64, true));
     check("packed-8-all", groups(DType::U8, 128, false));
-    check("int8", Some(Stored { values: DType::I8, group: None, scales: DType::F32, zeros: false }));
+    let rows = |values| Some(Stored { values, group: None, scales: DType::F32, zeros: false });
+    check("int8", rows(DType::I8));
+    check("float-rows", rows(DType::F8e4m3));
+    check("fp8-one", rows(DType::F8e4m3));
+    check("fp8-blocks", None);
 }
 
 #[test]
 fn any_range_is_the_same_bytes() {
-    for name in ["gptq-4-64", "awq-4-64", "packed-4-64-zeros", "int8"] {
+    for name in ["gptq-4-64", "awq-4-64", "packed-4-64-zeros", "int8", "fp8-one", "fp8-blocks"] {
         let checkpoint = Checkpoint::open(&data(name)).unwrap();
         for part in Part::ALL.map(|part| part.name(MATRIX)).iter().filter(|part| checkpoint.tensor(part).is_ok()) {
             let whole = all(&checkpoint, part);
@@ -103,6 +107,7 @@ fn tensors_that_do_not_fit_are_named() {
     let view = |dtype, shape: &[usize], bytes: usize| TensorView::new(dtype, shape.to_vec(), &zeros[..bytes]).unwrap();
     let told = |name, skip, with| changed(name, dir.path(), skip, with);
     assert_eq!(told("gptq-4-64", "", None), "opened");
+    assert!(told("fp8-blocks", "m.weight_scale_inv", None).ends_with("missing tensor m.weight_scale"));
     assert!(told("gptq-4-64", "m.scales", None).ends_with("missing tensor m.scales"));
     let scales = Some(("m.scales", view(Dtype::F16, &[2, 23], 92)));
     assert!(told("gptq-4-64", "m.scales", scales).contains("m.scales has shape [2, 23], expected [2, 24]"));
