@@ -1,20 +1,21 @@
 //! What a step costs beside the model: scheduling, building the step, sampling and outputs, of 256 sequences that decode.
 //! `cargo bench -p rvllm-benches --bench host`.
 //!
-//! The model is a stand-in that computes nothing: it returns rows of 128,256 logits, with their maxima and sums of
-//! exponentials, as kernels leave them in memory; two sets of rows take turns, 263 MB together, so that what is read of
+//! The model is a stand-in that computes nothing: it returns rows of 128,256 logits, with maxima and sums of exponentials
+//! of them and of their runs, as kernels leave them in memory; two sets of rows take turns, 263 MB together, so that what is read of
 //! them comes from memory. Counted is all of [`Engine::step`]: which tokens of which sequences, the step's arrays, choosing
 //! a token for each, noting it, and the list of outputs. Not counted are the kernels, text (which is made beside the engine)
 //! and HTTP. `before` is what happens before the model is called, `after` what happens after. The verdict goes by the wall
 //! clock; time on the CPU, which other programs do not lengthen as much, is a mean over all steps.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rvllm_engine::{
     Engine, EngineParts, Forward, Limits, MemoryTable, SamplingParams,
     block_pool::BlockId,
     device::DeviceError,
     forward::{LOGITS_BLOCK, Logits},
     random,
+    row::Blocks,
     step::Step,
 };
 use std::{
@@ -34,13 +35,13 @@ struct Rows {
     logits: Vec<f32>,
     max: Vec<f32>,
     logsumexp: Vec<f32>,
-    block_max: Vec<f32>,
+    blocks: Blocks,
 }
 
 impl Rows {
     /// Log-probabilities that fall off with the rank's power of 1.5, with noise, in random order.
     fn new(seed: u64) -> Rows {
-        let (mut logits, mut max, mut logsumexp, mut block_max) = (vec![], vec![], vec![], vec![]);
+        let (mut logits, mut max, mut logsumexp) = (vec![], vec![], vec![]);
         for row in 0..u64::from(SEQS) {
             let logit = |id: u64| {
                 let rank = 1 + random::word(seed, row, id) % u64::from(VOCAB);
@@ -49,11 +50,18 @@ impl Rows {
             let start = logits.len();
             logits.extend((0..u64::from(VOCAB)).map(logit));
             let this = &logits[start..];
-            block_max.extend(this.chunks(LOGITS_BLOCK).map(largest));
             max.push(largest(this));
             logsumexp.push(this.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln() as f32);
         }
-        Rows { logits, max, logsumexp, block_max }
+        Rows { logits, max, logsumexp, blocks: Blocks::default() }
+    }
+
+    /// Computes the runs' statistics for a temperature.
+    fn set_temperature(&mut self, temperature: f32) {
+        self.blocks.clear();
+        for row in self.logits.chunks(VOCAB as usize) {
+            self.blocks.push(row, Some(temperature));
+        }
     }
 }
 
@@ -89,7 +97,8 @@ impl Forward for NoModel {
             logits: &rows.logits[..count * vocab_size],
             max: &rows.max[..count],
             logsumexp: &rows.logsumexp[..count],
-            block_max: &rows.block_max[..count * blocks],
+            block_max: &rows.blocks.max[..count * blocks],
+            block_sum: &rows.blocks.sum[..count * blocks],
         })
     }
 
@@ -137,7 +146,9 @@ fn on_cpu() -> Option<u64> {
     std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split(' ').next()?.parse().ok()
 }
 
-fn measure(name: &str, params: &SamplingParams, rows: &Arc<[Rows; 2]>) -> Result<()> {
+fn measure(name: &str, params: &SamplingParams, rows: &mut Arc<[Rows; 2]>) -> Result<()> {
+    let sets = Arc::get_mut(rows).context("rows are in use")?;
+    sets.iter_mut().for_each(|rows| rows.set_temperature(params.drawn_at().unwrap_or(1.0)));
     let calls = Calls::default();
     let mut engine = engine(rows, &calls);
     for id in 0..u64::from(SEQS) {
@@ -200,17 +211,20 @@ fn main() -> Result<()> {
         ..SamplingParams::default()
     };
     let with = |temperature: f32, top_p: f32, top_k: i32| SamplingParams { temperature, top_p, top_k, ..base.clone() };
-    let rows = Arc::new([Rows::new(1), Rows::new(2)]);
+    let mut rows = Arc::new([Rows::new(1), Rows::new(2)]);
     println!("{SEQS} sequences that decode, {VOCAB} logits each, {STEPS} steps, medians, one thread");
     for (name, params) in [
         ("greedy", with(0.0, 1.0, 0)),
         ("temperature 1", with(1.0, 1.0, 0)),
         ("temperature 0.7", with(0.7, 1.0, 0)),
         ("temperature 0.6, top_p 0.9", with(0.6, 0.9, 0)),
+        ("temperature 1, top_p 0.95", with(1.0, 0.95, 0)),
+        ("temperature 1, min_p 0.05", SamplingParams { min_p: 0.05, ..with(1.0, 1.0, 0) }),
         ("0.7, top_p 0.8, top_k 20", with(0.7, 0.8, 20)),
+        ("0.7, presence_penalty 1", SamplingParams { presence_penalty: 1.0, ..with(0.7, 1.0, 0) }),
         ("greedy, logprobs 5", SamplingParams { logprobs: Some(5), ..with(0.0, 1.0, 0) }),
     ] {
-        measure(name, &params, &rows)?;
+        measure(name, &params, &mut rows)?;
     }
     measure_prefill(&rows)
 }

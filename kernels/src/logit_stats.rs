@@ -4,13 +4,13 @@ use rvllm_ir::{
     DType, Dim, Sym, TensorType,
     tile::{
         Cmp, Kernel, KernelBuilder, Layout,
-        MapOp::{Add, Exp, Log, Max, Mul, Sub},
+        MapOp::{Add, Div, Exp, Log, Max, Mul, Sub},
         ReduceOp, Val,
         builder::TensorRef,
     },
 };
 
-/// Logits that one entry of `block_max` covers.
+/// Logits that one entry of `block_max` and of `block_sum` covers.
 pub const BLOCK: usize = 256;
 
 /// Below every logit, and finite, so that no difference of infinities arises.
@@ -38,21 +38,37 @@ impl LogitStats {
     }
 }
 
-/// Parameters: logits `[L, V]f32`, max `[L]f32`, logsumexp `[L]f32`, block_max `[L, ceil(V/256)]f32`: what greedy choice,
-/// log-probabilities and an exact top-k need without another pass over the row. One program per row.
+/// What one program works on.
+struct Row {
+    logits: TensorRef,
+    block_max: TensorRef,
+    block_sum: TensorRef,
+    row: Val,
+    /// One over the temperature.
+    inverse: Val,
+}
+
+/// Parameters: logits `[L, V]f32`, temperature `[L]f32`, max `[L]f32`, logsumexp `[L]f32`, block_max `[L, ceil(V/256)]f32`,
+/// block_sum of the same shape, of `exp((logit - block_max) / temperature)`: what a choice, greedy or at random, and
+/// log-probabilities need without another pass over the row. One program per row.
 pub fn logit_stats(name: &str, s: &LogitStats) -> Kernel {
     let mut k = KernelBuilder::new(name);
     let matrix = |cols: usize| TensorType::new([Dim::Sym(Sym::L), Dim::Const(cols)], DType::F32);
     let list = TensorType::new([Sym::L], DType::F32);
     let logits = k.input("logits", matrix(s.vocab));
+    let temperature = k.step_input("temperature", list.clone());
     let max = k.output("max", list.clone());
     let logsumexp = k.output("logsumexp", list);
-    let block_max = k.output("block_max", matrix(s.blocks()));
+    let [block_max, block_sum] = ["block_max", "block_sum"].map(|name| k.output(name, matrix(s.blocks())));
 
     let row = k.grid("row", Sym::L);
+    let temperature = k.load(temperature, &[row], &[]);
+    let one = k.full(1.0, &[]);
+    let inverse = k.map(Div, &[one, temperature]);
+    let of = Row { logits, block_max, block_sum, row, inverse };
     let none = [k.full(LOWEST, &[]), k.full(0.0, &[])];
     let state = k.fold(s.parts, s.parts, &none, |k, part, state| {
-        let found = part_of_row(k, s, [row, part], [logits, block_max]);
+        let found = part_of_row(k, s, &of, part);
         merge(k, [state[0], state[1]], found)
     });
     let (m, l) = (state[0], state[1]);
@@ -63,13 +79,9 @@ pub fn logit_stats(name: &str, s: &LogitStats) -> Kernel {
     k.finish()
 }
 
-/// Maximum and sum of one part of a row, whose runs' maxima are written; of a part past the row's end, those of nothing.
-fn part_of_row(
-    k: &mut KernelBuilder,
-    s: &LogitStats,
-    [row, part]: [Val; 2],
-    [logits, block_max]: [TensorRef; 2],
-) -> [Val; 2] {
+/// Maximum and sum of one part of a row, whose runs' maxima and sums are written; of a part past the row's end, those of
+/// nothing.
+fn part_of_row(k: &mut KernelBuilder, s: &LogitStats, of: &Row, part: Val) -> [Val; 2] {
     let shape = [s.tile(), BLOCK];
     let iterations = s.blocks().div_ceil(shape[0]);
     let each = iterations.div_ceil(s.parts);
@@ -82,11 +94,13 @@ fn part_of_row(
         let i = k.add(first, i);
         let block = k.scale(i, shape[0]);
         let first = k.scale(block, BLOCK);
-        let x = k.load(logits, &[row, first], &[shape[0] * BLOCK]);
+        let x = k.load(of.logits, &[of.row, first], &[shape[0] * BLOCK]);
         let x = mask(k, s, first, x);
         let x = k.reshape(x, &shape);
         let largest = k.reduce(ReduceOp::Max, x, 1);
-        k.store(block_max, &[row, block], largest);
+        k.store(of.block_max, &[of.row, block], largest);
+        let sum = block_sum(k, of.inverse, largest, x);
+        k.store(of.block_sum, &[of.row, block], sum);
         update(k, [state[0], state[1]], largest, x)
     });
     join(k, state[0], state[1])
@@ -103,6 +117,20 @@ fn mask(k: &mut KernelBuilder, s: &LogitStats, first: Val, x: Val) -> Val {
     let end = k.iota(vocab, n, n); // the same number everywhere
     let none = k.full(f32::NEG_INFINITY, &[n]);
     k.select(Cmp::Lt, id, end, x, none)
+}
+
+/// Sums of `exp((x - largest) * inverse)` over the blocks `x`, whose maxima are `largest`.
+fn block_sum(k: &mut KernelBuilder, inverse: Val, largest: Val, x: Val) -> Val {
+    let runs = k.tile(largest).shape[0];
+    let lowest = k.full(LOWEST, &[runs]);
+    let largest = k.map(Max, &[largest, lowest]);
+    let shift = k.broadcast(largest, 1, BLOCK, Layout::Reg);
+    let inverse = k.broadcast(inverse, 0, runs, Layout::Reg); // [runs]
+    let inverse = k.broadcast(inverse, 1, BLOCK, Layout::Reg); // [runs, BLOCK]
+    let below = k.map(Sub, &[x, shift]);
+    let scaled = k.map(Mul, &[below, inverse]);
+    let weights = k.map(Exp, &[scaled]);
+    k.reduce(ReduceOp::Sum, weights, 1)
 }
 
 /// Running maxima and sums of `exp(x - maximum)` after the blocks `x`, whose maxima are `largest`.

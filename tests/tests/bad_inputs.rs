@@ -218,11 +218,11 @@ const ARTIFACTS: &[Case] = &[
         };
         Ok(command("rvllm")?.arg("verify").arg(l.spoiled(spoil)?).output()?)
     }),
-    case("newer major version", 1, &["artifact format 2.0", "reads 1."], |l| {
-        l.generate(&l.spoiled(|b| version(b, "2.0"))?, &["--prompt", "a"])
+    case("newer major version", 1, &["artifact format 3.0", "reads 2."], |l| {
+        l.generate(&l.spoiled(|b| version(b, "3.0"))?, &["--prompt", "a"])
     }),
-    case("newer minor version", 1, &["artifact format 1.9", "reads 1."], |l| {
-        l.generate(&l.spoiled(|b| version(b, "1.9"))?, &["--prompt", "a"])
+    case("newer minor version", 1, &["artifact format 2.9", "reads 2."], |l| {
+        l.generate(&l.spoiled(|b| version(b, "2.9"))?, &["--prompt", "a"])
     }),
     case("hostile ZIP sizes", 1, &["spoiled.rvllm", "damaged"], |l| {
         let spoil = |b: &mut Vec<u8>| {

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - a rule fires only where nobody else reads what it swallows, so nothing is computed twice;
 //! - what is left are inputs, weights, calls, and slices (views); anything else is an error that names it;
-//! - the outputs are logits, max, logsumexp, block_max.
+//! - the outputs are logits, max, logsumexp, block_max, block_sum.
 
 mod attention;
 mod linear;
@@ -13,7 +13,7 @@ use super::{Diagnostics, add, forget_name};
 use petgraph::stable_graph::NodeIndex;
 use rvllm_ir::{
     Diagnostic,
-    graph::{Call, Graph, Op, ValueId},
+    graph::{Call, Graph, Input, Op, ValueId},
 };
 
 /// Rewrites what a node ends; false where it does not match.
@@ -63,10 +63,11 @@ fn embed(graph: &mut Graph, n: NodeIndex) -> bool {
 /// Why: the sampler's first pass over a row of logits is bound by memory, so it runs while the row is in cache.
 fn logit_stats(graph: &mut Graph) {
     let [logits] = graph.outputs[..] else { return };
-    let names = ["logits.max", "logits.logsumexp", "logits.block_max"].map(String::from);
+    let names = ["max", "logsumexp", "block_max", "block_sum"].map(|what| format!("logits.{what}"));
     let loc = graph.node(logits.node).loc.clone();
-    let node = add(graph, Op::Call(Call::LogitStats), &[logits], &names, loc);
-    graph.outputs.extend((0..3).map(|result| ValueId { node, result }));
+    let temperature = attention::input(graph, Input::Temperature);
+    let node = add(graph, Op::Call(Call::LogitStats), &[logits, temperature], &names, loc);
+    graph.outputs.extend((0..4).map(|result| ValueId { node, result }));
 }
 
 fn unmapped(graph: &Graph) -> Vec<Diagnostic> {
@@ -76,7 +77,7 @@ fn unmapped(graph: &Graph) -> Vec<Diagnostic> {
         let name = node.results.first().map_or("", |r| r.name.as_str());
         Diagnostic::new(format!("no kernel computes `{}` where `{name}` uses it", node.op.name()), node.loc.clone())
     });
-    let outputs = (graph.outputs.len() != 4).then(|| {
+    let outputs = (graph.outputs.len() != 5).then(|| {
         Diagnostic::new(format!("graph @{} returns {} values, not logits alone", graph.name, graph.outputs.len()), None)
     });
     left.chain(outputs).collect()

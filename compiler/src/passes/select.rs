@@ -237,8 +237,8 @@ impl Selection<'_> {
 
     fn finish(mut self) -> Result<Program, Diagnostic> {
         let outputs: Vec<usize> = self.graph.outputs.iter().filter_map(|v| self.output(*v)).collect();
-        self.program.outputs = <[usize; 4]>::try_from(outputs).map_err(|found| {
-            let message = format!("graph @{} yields {} of logits and their 3 statistics", self.graph.name, found.len());
+        self.program.outputs = <[usize; 5]>::try_from(outputs).map_err(|found| {
+            let message = format!("graph @{} yields {} of logits and their 4 statistics", self.graph.name, found.len());
             Diagnostic::new(message, None)
         })?;
         Ok(self.program)

@@ -28,9 +28,9 @@ fn same(before: &[Vec<Arc<Tensor>>], after: &[Vec<Arc<Tensor>>], pass: &str) {
     }
 }
 
-/// Max, logsumexp and the maxima of blocks of 256 are those of the logits.
+/// Max, logsumexp, and the maxima and sums of blocks of 256 are those of the logits.
 fn statistics(outputs: &[Arc<Tensor>]) {
-    let [logits, max, logsumexp, block_max] = outputs else { panic!("{} outputs", outputs.len()) };
+    let [logits, max, logsumexp, block_max, block_sum] = outputs else { panic!("{} outputs", outputs.len()) };
     let blocks = block_max.last();
     for (i, row) in logits.floats().chunks(logits.last()).enumerate() {
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -40,6 +40,8 @@ fn statistics(outputs: &[Arc<Tensor>]) {
         for (b, block) in row.chunks(256).enumerate() {
             let largest = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(block_max.floats()[i * blocks + b], largest);
+            let sum: f64 = block.iter().map(|x| f64::from(x - largest).exp()).sum();
+            assert!((f64::from(block_sum.floats()[i * blocks + b]) - sum).abs() < 1e-4);
         }
     }
 }

@@ -72,7 +72,11 @@ impl<'a> Machine<'a> {
         let dims = dims(&param.ty, &|s| symbol(step, s));
         if let Arg::Input(input) = arg {
             let tensor = step.tensor(graph_input(*input)).context("input")?;
-            return Ok(TensorData { dims, elements: Elements::I32(tensor.ints().to_vec()) });
+            let elements = match param.ty.dtype {
+                DType::F32 => Elements::F32(tensor.floats().to_vec()),
+                _ => Elements::I32(tensor.ints().to_vec()),
+            };
+            return Ok(TensorData { dims, elements });
         }
         if param.access == Access::Out {
             return Ok(TensorData::zeros(&param.ty, &|s| symbol(step, s)));
@@ -141,6 +145,7 @@ fn graph_input(input: Step) -> Input {
         Step::SeqLens => Input::SeqLens,
         Step::BlockTable => Input::BlockTable,
         Step::LogitsIndices => Input::LogitsIndices,
+        Step::Temperature => Input::Temperature,
         Step::TileSeq => Input::TileSeq,
         Step::TileStart => Input::TileStart,
     }

@@ -89,11 +89,12 @@ fn rms_norm_of_every_form() {
 fn logit_stats_equal_a_plain_computation() {
     let whole = [(1, 1), (100, 1), (256, 1), (600, 1), (600, 2), (600, 8), (1024, 4)].map(|(v, r)| (v, r, 1));
     for (vocab, runs, parts) in whole.into_iter().chain([(100, 1, 2), (600, 1, 2), (600, 1, 8), (5000, 4, 2)]) {
-        let l = 3;
+        let temperatures = [0.1, 1.0, 0.7, 2.0, 0.01];
+        let l = temperatures.len();
         let logits: Vec<f32> = Numbers(3).take(l * vocab, DType::F32).iter().map(|x| x * 40.0 - 50.0).collect();
         let kernel = logit_stats("stats", &LogitStats { vocab, runs, parts });
         let mut run = Run::new(kernel, Symbols { l, ..Symbols::default() });
-        run.set("logits", &logits).go();
+        run.set("logits", &logits).set("temperature", &temperatures).go();
         let largest = |x: &[f32]| x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let rows: Vec<&[f32]> = logits.chunks(vocab).collect();
         let max: Vec<f32> = rows.iter().map(|r| largest(r)).collect();
@@ -103,5 +104,10 @@ fn logit_stats_equal_a_plain_computation() {
         assert_eq!(run.get("max"), max);
         assert_eq!(run.get("block_max"), block_max);
         assert_close(run.get("logsumexp"), &logsumexp, 1e-6);
+        let weight = |x: f32, max: f32, t: f32| (f64::from(x - max) / f64::from(t)).exp();
+        let weigh = |b: &[f32], t: f32| b.iter().map(|x| weight(*x, largest(b), t)).sum::<f64>() as f32;
+        let block_sum: Vec<f32> =
+            rows.iter().zip(temperatures).flat_map(|(r, t)| r.chunks(256).map(move |b| weigh(b, t))).collect();
+        assert_close(run.get("block_sum"), &block_sum, 1e-5);
     }
 }

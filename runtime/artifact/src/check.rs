@@ -23,8 +23,8 @@ const MAX_PROGRAMS: u64 = 1 << 40;
 const ALIGNMENT: u64 = 64;
 /// Largest page that an arena is rounded up to.
 const MAX_PAGE: u64 = 2 << 20;
-/// Logits of a run of `Outputs::block_max`.
-const BLOCK_MAX: u64 = 256;
+/// Logits of a run of `Outputs::block_max` and `Outputs::block_sum`.
+const BLOCK: u64 = 256;
 
 type Check = Result<(), String>;
 
@@ -193,6 +193,7 @@ impl Plan {
                 | Input::SeqLens
                 | Input::BlockTable
                 | Input::LogitsIndices
+                | Input::Temperature
                 | Input::TileSeq
                 | Input::TileStart,
             ) => Ok(()),
@@ -233,10 +234,12 @@ impl Plan {
     }
 
     fn check_outputs(&self, manifest: &Manifest) -> Check {
-        let Outputs { logits, max, logsumexp, block_max } = self.outputs;
+        let Outputs { logits, max, logsumexp, block_max, block_sum } = self.outputs;
         let (rows, vocab) = (u64::from(self.max_logits), u64::from(manifest.model.vocab_size));
         let columns = [(logits, vocab, "logits"), (max, 1, "max"), (logsumexp, 1, "logsumexp")];
-        for (id, columns, what) in columns.into_iter().chain([(block_max, vocab.div_ceil(BLOCK_MAX), "block_max")]) {
+        let blocks = vocab.div_ceil(BLOCK);
+        let blocks = [(block_max, blocks, "block_max"), (block_sum, blocks, "block_sum")];
+        for (id, columns, what) in columns.into_iter().chain(blocks) {
             let buffer = self.buffers.get(id as usize);
             let buffer = buffer.ok_or_else(|| format!("output {what} is buffer {id} of {}", self.buffers.len()))?;
             let least = (rows * columns).saturating_mul(4);

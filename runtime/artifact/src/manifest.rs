@@ -5,9 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the format. Readers take the same major and older minors.
 ///
-/// 1.2: KV caches of values with scales ([`KvCache::scale_bytes`]).
-/// 1.1: kernels for GPUs ([`crate::gpu`]); how the model writes tool calls and reasoning ([`Model::parsers`]).
-pub const FORMAT: &str = "1.2";
+/// 2.0: a step brings temperatures, and its outputs are sums too ([`crate::plan::Outputs::block_sum`]).
+pub const FORMAT: &str = "2.0";
 
 /// [`Target::arch`] of NVIDIA GPUs.
 pub const NVPTX: &str = "nvptx64";
@@ -60,7 +59,7 @@ pub struct Model {
     pub bos_token_id: Option<u32>,
     /// Tokens that end an answer, from generation_config.json, else from config.json.
     pub eos_token_ids: Vec<u32>,
-    /// How it writes tool calls and reasoning, told from its chat template; not said before format 1.1.
+    /// How it writes tool calls and reasoning, told from its chat template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parsers: Option<Parsers>,
 }

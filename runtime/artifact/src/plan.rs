@@ -231,7 +231,7 @@ pub enum Arg {
     ValueScales(u32),
 }
 
-/// What the step brings, all i32: shapes as in the graph IR.
+/// What the step brings, all i32 but the temperature: shapes as in the graph IR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
@@ -249,6 +249,8 @@ pub enum Input {
     BlockTable,
     /// `[L]`: indices of tokens in the step.
     LogitsIndices,
+    /// `[L]`, f32: at which a token is drawn from each row of logits, 1 where none is.
+    Temperature,
     /// `[Q]`: sequence of each query tile.
     TileSeq,
     /// `[Q]`: first token (index in the step) of each query tile.
@@ -267,4 +269,6 @@ pub struct Outputs {
     pub logsumexp: u32,
     /// `[L, ceil(vocab / 256)]`: largest logit of each run of 256.
     pub block_max: u32,
+    /// `[L, ceil(vocab / 256)]`: of each run of 256, the sum of `exp((logit - largest of the run) / temperature)`.
+    pub block_sum: u32,
 }

@@ -174,7 +174,7 @@ impl Beam {
     /// The likeliest tokens that may follow, likeliest first.
     fn offers(&self, rules: &Rules, row: &Row<'_>, scratch: &mut Scratch) -> Result<Vec<Offer>, EngineError> {
         let params = &rules.sampling.params;
-        let changed = self.sampler.changed(None, row, scratch);
+        let changed = self.sampler.changed(None, row, &mut scratch.changed);
         let (from, logsumexp) = match &changed {
             Some(changed) => (changed, log_sum_exp(changed)),
             None => (row, f64::from(row.logsumexp)),

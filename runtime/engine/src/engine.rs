@@ -230,6 +230,9 @@ impl Engine {
         }
         let uses = self.queue.row_uses();
         self.step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
+        for (temperature, row_use) in self.step.temperature.iter_mut().zip(&uses) {
+            *temperature = self.queue.temperature(row_use);
+        }
         let logits = self.forward.forward(&self.step)?;
         self.queue.scheduler.advance();
         for (i, row_use) in uses.iter().enumerate() {
@@ -452,6 +455,11 @@ impl Queue {
     fn reads(&self, row_use: &RowUse) -> Reads {
         let request = self.requests.get(&row_use.request_id).filter(|_| row_use.samples);
         request.map_or(Reads::All, Request::reads)
+    }
+
+    fn temperature(&self, row_use: &RowUse) -> f32 {
+        let request = self.requests.get(&row_use.request_id).filter(|_| row_use.samples);
+        request.map_or(1.0, Request::temperature)
     }
 
     fn take_row(&mut self, row_use: &RowUse, row: &Row<'_>) -> Result<(), EngineError> {

@@ -174,13 +174,14 @@ impl<D: Device> Forward for Executor<D> {
         let launches = self.launches(step)?;
         self.device.run(step, launches)?;
         let (rows, vocab_size) = (step.logits_indices.len(), self.limits.vocab_size as usize);
-        let outputs = &self.plan.outputs;
+        let (outputs, blocks) = (&self.plan.outputs, rows * vocab_size.div_ceil(LOGITS_BLOCK));
         Ok(Logits {
             vocab_size,
             logits: self.device.read(outputs.logits, rows * vocab_size)?,
             max: self.device.read(outputs.max, rows)?,
             logsumexp: self.device.read(outputs.logsumexp, rows)?,
-            block_max: self.device.read(outputs.block_max, rows * vocab_size.div_ceil(LOGITS_BLOCK))?,
+            block_max: self.device.read(outputs.block_max, blocks)?,
+            block_sum: self.device.read(outputs.block_sum, blocks)?,
         })
     }
 
@@ -258,6 +259,7 @@ mod tests {
             seq_lens: vec![5],
             query_start_loc: vec![0, 5],
             logits_indices: vec![4],
+            temperature: vec![1.0],
             tile_seq: vec![0, 0],
             max_blocks: 2,
             ..Step::default()
@@ -286,7 +288,7 @@ mod tests {
                     variant(None, 0, vec![Expr::Const(3), product]),
                 ],
             }],
-            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0 },
+            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0 },
         }
     }
 
@@ -298,7 +300,7 @@ mod tests {
     fn variants_grids_and_arguments_follow_the_steps_symbols() {
         let mut e = executor(plan(vec![Arg::Buffer { id: 2, offset: 8 }, Arg::KeyCache(1)])).unwrap();
         let logits = e.forward(&step()).unwrap();
-        assert_eq!((logits.logits.len(), logits.block_max.len()), (300, 2));
+        assert_eq!((logits.logits.len(), logits.block_max.len(), logits.block_sum.len()), (300, 2, 2));
         let short = Step { token_ids: vec![1; 4], ..step() };
         e.forward(&short).unwrap();
         let launch = |kernel, args, programs| vec![Launch { kernel, args, programs }];

@@ -2,7 +2,7 @@
 
 use crate::{block_pool::BlockId, device::DeviceError, step::Step, team::Team};
 
-/// Logits that one entry of [`Logits::block_max`] covers.
+/// Logits that one entry of [`Logits::block_max`] and [`Logits::block_sum`] covers.
 pub const LOGITS_BLOCK: usize = 256;
 
 /// The bounds of a step.
@@ -49,6 +49,9 @@ pub struct Logits<'a> {
     pub logsumexp: &'a [f32],
     /// `[L, ceil(V / 256)]`: largest of each run of 256.
     pub block_max: &'a [f32],
+    /// `[L, ceil(V / 256)]`: of each run, the sum of `exp((logit - largest of the run) / temperature)`, at the step's
+    /// temperature of the row. It is read where a token is drawn.
+    pub block_sum: &'a [f32],
 }
 
 /// One row of logits.
@@ -62,6 +65,8 @@ pub struct Row<'a> {
     pub logsumexp: f32,
     /// `[ceil(V / 256)]`.
     pub block_max: &'a [f32],
+    /// `[ceil(V / 256)]`, or empty where no token will be drawn.
+    pub block_sum: &'a [f32],
 }
 
 impl<'a> Logits<'a> {
@@ -73,6 +78,7 @@ impl<'a> Logits<'a> {
             max: self.max[i],
             logsumexp: self.logsumexp[i],
             block_max: &self.block_max[i * blocks..][..blocks],
+            block_sum: &self.block_sum[i * blocks..][..blocks],
         }
     }
 }

@@ -20,6 +20,8 @@ pub const MAX_LOGPROB_TOKEN_IDS: usize = 128;
 pub const MAX_BEAM_WIDTH: u32 = 256;
 /// Below this a positive temperature overflows the softmax's range; it is raised to it.
 const MIN_TEMPERATURE: f32 = 1e-2;
+/// Above this its reciprocal vanishes; it is lowered to it.
+const MAX_TEMPERATURE: f32 = 1e30;
 
 /// A parameter that is unknown, of the wrong type or out of range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -182,6 +184,11 @@ impl SamplingParams {
         self.temperature == 0.0
     }
 
+    /// The temperature at which tokens are drawn, if they are.
+    pub fn drawn_at(&self) -> Option<f32> {
+        (!self.is_greedy() && !self.use_beam_search).then_some(self.temperature)
+    }
+
     /// The names of all parameters, in order.
     pub fn names() -> Vec<String> {
         defaults().keys().cloned().collect()
@@ -328,7 +335,7 @@ impl SamplingParams {
         self.top_k = self.top_k.max(0);
         self.seed = self.seed.filter(|s| *s >= 0);
         if self.temperature > 0.0 {
-            self.temperature = self.temperature.max(MIN_TEMPERATURE);
+            self.temperature = self.temperature.clamp(MIN_TEMPERATURE, MAX_TEMPERATURE);
         }
         for bias in self.logit_bias.iter_mut().flat_map(|b| b.values_mut()) {
             *bias = bias.clamp(-100.0, 100.0);

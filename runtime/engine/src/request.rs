@@ -197,6 +197,11 @@ impl Request {
         if all { Reads::All } else { Reads::Largest }
     }
 
+    /// The temperature at which its tokens are drawn; 1 where none are.
+    pub(crate) fn temperature(&self) -> f32 {
+        self.rules.sampling.params.drawn_at().unwrap_or(1.0)
+    }
+
     /// Notes the logits at `position` of the prompt: they are about the token after it.
     pub(crate) fn add_prompt_logprobs(&mut self, position: usize, row: &Row<'_>) {
         let Some(count) = self.rules.sampling.params.prompt_logprobs else { return };

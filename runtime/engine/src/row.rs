@@ -7,7 +7,7 @@
 
 use crate::{
     forward::{LOGITS_BLOCK, Row},
-    softmax::largest,
+    softmax::{self, largest},
 };
 use std::cmp::Ordering;
 
@@ -31,12 +31,40 @@ impl TokenLogit {
     }
 }
 
+/// Statistics of rows that were computed on the host: those of each run, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Blocks {
+    /// As [`crate::forward::Logits::block_max`].
+    pub max: Vec<f32>,
+    /// As [`crate::forward::Logits::block_sum`]; without those of rows from which no token will be drawn.
+    pub sum: Vec<f32>,
+}
+
+impl Blocks {
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        self.max.clear();
+        self.sum.clear();
+    }
+
+    /// Adds a row. `temperature` is that at which a token will be drawn from it, if one will be.
+    pub fn push(&mut self, logits: &[f32], temperature: Option<f32>) {
+        let [max, sum] = [self.max.len(), self.sum.len()];
+        let blocks = logits.len().div_ceil(LOGITS_BLOCK);
+        self.max.resize(max + blocks, f32::NEG_INFINITY);
+        self.sum.resize(sum + temperature.map_or(0, |_| blocks), 0.0);
+        softmax::block_stats(temperature.map(f32::recip), logits, &mut self.max[max..], &mut self.sum[sum..]);
+    }
+}
+
 impl<'a> Row<'a> {
-    /// A row whose statistics are computed into `block_max`. Its log-probabilities are not asked for.
-    pub fn of_changed(logits: &'a [f32], block_max: &'a mut Vec<f32>) -> Row<'a> {
-        block_max.clear();
-        block_max.extend(logits.chunks(LOGITS_BLOCK).map(largest));
-        Row { logits, max: largest(block_max), logsumexp: f32::NAN, block_max }
+    /// A row whose statistics are computed into `blocks`. `temperature` is that at which a token will be drawn from it, if
+    /// one will be. Its log-probabilities are not asked for.
+    pub fn of_changed(logits: &'a [f32], temperature: Option<f32>, blocks: &'a mut Blocks) -> Row<'a> {
+        blocks.clear();
+        blocks.push(logits, temperature);
+        let Blocks { max, sum } = blocks;
+        Row { logits, max: largest(max), logsumexp: f32::NAN, block_max: max, block_sum: sum }
     }
 
     /// The most likely token; of equal ones the smallest id.
@@ -74,14 +102,19 @@ impl<'a> Row<'a> {
         top
     }
 
-    /// The `count` most likely tokens and those as likely as the last of them, in order.
-    pub fn top_and_equals(&self, count: usize) -> Vec<TokenLogit> {
-        let bound = self.lower_bound(count);
+    /// The tokens with a logit of at least `bound`, in order.
+    pub fn from(&self, bound: f32) -> Vec<TokenLogit> {
         let mut found: Vec<TokenLogit> = vec![];
         for block in self.blocks_from(bound) {
             self.find(block, bound, &mut found);
         }
         found.sort_unstable_by(TokenLogit::order);
+        found
+    }
+
+    /// The `count` most likely tokens and those as likely as the last of them, in order.
+    pub fn top_and_equals(&self, count: usize) -> Vec<TokenLogit> {
+        let mut found = self.from(self.lower_bound(count));
         let last = count.min(found.len()).checked_sub(1).map(|i| found[i].logit);
         found.truncate(last.map_or(0, |last| found.partition_point(|t| t.logit >= last)));
         found
@@ -165,8 +198,8 @@ mod tests {
     proptest! {
         #[test]
         fn answers_are_those_of_a_full_sort(logits in logits(), count in 0usize..40, id in any::<usize>()) {
-            let mut block_max = vec![];
-            let row = Row::of_changed(&logits, &mut block_max);
+            let mut blocks = Blocks::default();
+            let row = Row::of_changed(&logits, None, &mut blocks);
             let mut sorted: Vec<u32> = (0..logits.len() as u32).collect();
             sorted.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
             prop_assert_eq!(row.argmax(), sorted[0]);

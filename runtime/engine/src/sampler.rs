@@ -7,7 +7,7 @@
 //! - a token of zero probability is never chosen, and where a grammar leaves none but such, it decides.
 
 use crate::{
-    draw::Weights,
+    draw::{Lines, Weights},
     forward::{Reads, Row},
     grammar::{
         Grammar, GrammarError,
@@ -15,7 +15,7 @@ use crate::{
     },
     params::SamplingParams,
     random,
-    row::TokenLogit,
+    row::{Blocks, TokenLogit},
     thinking::Budget,
 };
 use std::{
@@ -53,21 +53,20 @@ pub struct SamplingRules {
     pub(crate) thinking: Option<Budget>,
 }
 
-/// Memory for a changed row, kept between rows, and the masks that the next rows need.
+/// Memory kept between rows, and the masks that the next rows need.
 #[derive(Default)]
 pub struct Scratch {
-    logits: Vec<f32>,
-    block_max: Vec<f32>,
+    pub(crate) changed: Changed,
+    lines: Lines,
     /// To be computed beside the forward.
     pub masks: Vec<Arc<Job>>,
 }
 
-#[cfg(test)]
-impl Scratch {
-    /// A row of logits, kept here.
-    pub(crate) fn row_of<'a>(&'a mut self, logits: &'a [f32]) -> Row<'a> {
-        Row::of_changed(logits, &mut self.block_max)
-    }
+/// Memory for a changed row.
+#[derive(Default)]
+pub struct Changed {
+    logits: Vec<f32>,
+    blocks: Blocks,
 }
 
 /// Chooses the tokens of one sequence.
@@ -104,10 +103,10 @@ impl Sampler {
         let mask = mask.as_deref();
         let forced = self.thinking.as_ref().and_then(|budget| budget.forced(&self.output));
         let forced = forced.filter(|token| mask.is_none_or(|mask| mask.allows(*token)));
-        let token = match (self.changed(mask, row, scratch), mask) {
+        let token = match (self.changed(mask, row, &mut scratch.changed), mask) {
             _ if forced.is_some() => forced.unwrap_or_default(),
             (Some(changed), Some(mask)) if changed.max == f32::NEG_INFINITY => likeliest_allowed(mask, row),
-            (changed, _) => self.choose(&changed.unwrap_or(*row)),
+            (changed, _) => self.choose(&changed.unwrap_or(*row), &mut scratch.lines),
         };
         self.note(token);
         self.follow(token, mask.is_some_and(Mask::is_accepting), scratch);
@@ -116,12 +115,13 @@ impl Sampler {
 
     /// The row with bias, penalties and what must not be chosen, the tokens outside of `mask` too; `None` where that is
     /// the row as it is.
-    pub fn changed<'a>(&self, mask: Option<&Mask>, row: &Row<'_>, scratch: &'a mut Scratch) -> Option<Row<'a>> {
+    pub fn changed<'a>(&self, mask: Option<&Mask>, row: &Row<'_>, memory: &'a mut Changed) -> Option<Row<'a>> {
         if mask.is_none() && !self.changes_logits() {
             return None;
         }
-        self.change(mask, row.logits, &mut scratch.logits);
-        Some(Row::of_changed(&scratch.logits, &mut scratch.block_max))
+        let Changed { logits, blocks } = memory;
+        self.change(mask, row.logits, logits);
+        Some(Row::of_changed(logits, self.params().drawn_at(), blocks))
     }
 
     /// Notes the next token, which somebody else chose.
@@ -248,13 +248,13 @@ impl Sampler {
         }
     }
 
-    fn choose(&self, row: &Row<'_>) -> u32 {
+    fn choose(&self, row: &Row<'_>, lines: &mut Lines) -> u32 {
         let p = self.params();
         if p.is_greedy() || row.max == f32::NEG_INFINITY {
             return self.most_likely(row);
         }
         let u = random::uniform(self.rules.seed, u64::from(self.index), self.output.len() as u64);
-        Weights::new(row, p).choose(p, u)
+        Weights::new(row, p).choose(lines, u)
     }
 
     /// Greedy. Where everything is forbidden, the first allowed token.
@@ -271,7 +271,7 @@ impl Sampler {
 fn likeliest_allowed(mask: &Mask, row: &Row<'_>) -> u32 {
     let mut kept = vec![];
     mask.keep(row.logits, &mut kept);
-    let best = Row::of_changed(&kept, &mut vec![]).argmax();
+    let best = Row::of_changed(&kept, None, &mut Blocks::default()).argmax();
     if mask.allows(best) { best } else { mask.tokens().next().unwrap_or(best) }
 }
 

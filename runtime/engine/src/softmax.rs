@@ -1,10 +1,12 @@
-//! Runs of logits at once: which may be chosen, the largest, and weights: exponentials of what they lie below the largest.
+//! Runs of logits at once: which may be chosen, the largest, and weights: exponentials of what they lie below the largest,
+//! and lines on which weights lie one after the other.
 //!
 //! Invariants: every processor computes the same bits, as sums have one order and nothing is contracted.
 
+use crate::forward::LOGITS_BLOCK;
 use multiversion::multiversion;
 
-/// Partial sums of a run.
+/// Partial sums of a run, and weights of a line that are summed beforehand.
 const LANES: usize = 16;
 /// Below this a weight is 0.
 const LOWEST: f32 = -87.0;
@@ -16,22 +18,138 @@ pub(crate) struct Scale {
     pub(crate) max: f32,
     /// One over the temperature.
     pub(crate) inverse: f32,
-    /// Smaller weights are 0.
-    pub(crate) min: f32,
 }
 
 impl Scale {
     /// The weight of a logit.
     #[inline(always)]
     pub(crate) fn weight(&self, logit: f32) -> f32 {
-        let weight = exp((logit - self.max) * self.inverse);
-        if weight >= self.min { weight } else { 0.0 }
+        exp((logit - self.max) * self.inverse)
     }
 }
 
-/// The weight of all logits of a run.
+/// Weights one after the other on a line. Memory is used again.
+#[derive(Default)]
+pub(crate) struct Line {
+    /// Zeros behind, up to whole groups.
+    weights: Vec<f32>,
+    groups: Vec<f64>,
+    total: f64,
+}
+
+impl Line {
+    /// Lays out the weights of logits.
+    pub(crate) fn lay_logits(&mut self, scale: Scale, logits: &[f32]) {
+        self.resize(logits.len());
+        weigh(scale, logits, &mut self.weights, &mut self.groups);
+        self.total = self.groups.iter().sum();
+    }
+
+    /// Lays out the weights of runs, of which the largest logits are known, and the sums of weights relative to those.
+    pub(crate) fn lay_runs(&mut self, scale: Scale, max: &[f32], sum: &[f32]) {
+        self.resize(max.len().min(sum.len()));
+        weigh_runs(scale, max, sum, &mut self.weights, &mut self.groups);
+        self.total = self.groups.iter().sum();
+    }
+
+    /// The line's length.
+    pub(crate) fn total(&self) -> f64 {
+        self.total
+    }
+
+    /// Weight `i`.
+    pub(crate) fn weight(&self, i: usize) -> f64 {
+        self.weights.get(i).copied().map_or(0.0, f64::from)
+    }
+
+    /// Which weight is at this fraction of the line, and at which fraction of the weight that is. The last that weighs
+    /// anything, where rounding leaves none.
+    pub(crate) fn find(&self, fraction: f64) -> Option<(usize, f64)> {
+        let (group, rest) = at(self.groups.iter().copied(), fraction * self.total)?;
+        let first = group * LANES;
+        let (i, rest) = at(self.weights[first..][..LANES].iter().copied().map(f64::from), rest)?;
+        Some((first + i, rest / self.weight(first + i)))
+    }
+
+    fn resize(&mut self, weights: usize) {
+        let groups = weights.div_ceil(LANES);
+        self.groups.resize(groups, 0.0);
+        self.weights.resize(groups * LANES, 0.0);
+        self.weights[weights..].fill(0.0);
+    }
+}
+
+/// Which of the weights is at this place on their line, and how far within it.
+pub(crate) fn at(weights: impl Iterator<Item = f64>, place: f64) -> Option<(usize, f64)> {
+    let (mut rest, mut last) = (place, None);
+    for (i, weight) in weights.enumerate().filter(|(_, weight)| *weight > 0.0) {
+        last = Some((i, rest));
+        if rest < weight {
+            break;
+        }
+        rest -= weight;
+    }
+    last
+}
+
+/// The weight of each logit, and of each group of them.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
-pub(crate) fn sum(scale: Scale, logits: &[f32]) -> f64 {
+fn weigh(scale: Scale, logits: &[f32], weights: &mut [f32], groups: &mut [f64]) {
+    for (weight, logit) in weights.iter_mut().zip(logits) {
+        *weight = scale.weight(*logit);
+    }
+    sum_groups(weights, groups);
+}
+
+/// The weight of each run, and of each group of them.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
+fn weigh_runs(scale: Scale, max: &[f32], sum: &[f32], weights: &mut [f32], groups: &mut [f64]) {
+    for (weight, (max, sum)) in weights.iter_mut().zip(max.iter().zip(sum)) {
+        *weight = sum * scale.weight(*max);
+    }
+    sum_groups(weights, groups);
+}
+
+/// How many logits are above `logit`, and the weight of those that are at least `bound`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
+pub(crate) fn above(scale: Scale, logits: &[f32], logit: f32, bound: f32) -> (u32, f64) {
+    let mut lanes = [0.0f32; LANES];
+    let (whole, rest) = logits.as_chunks::<LANES>();
+    for chunk in whole {
+        for (lane, l) in lanes.iter_mut().zip(chunk) {
+            *lane += if *l >= bound { scale.weight(*l) } else { 0.0 };
+        }
+    }
+    for (lane, l) in lanes.iter_mut().zip(rest) {
+        *lane += if *l >= bound { scale.weight(*l) } else { 0.0 };
+    }
+    (logits.iter().map(|l| u32::from(*l > logit)).sum(), lanes.iter().map(|lane| f64::from(*lane)).sum())
+}
+
+/// The largest logit of each run and, where one over a temperature is given, the sum of weights relative to it.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
+pub(crate) fn block_stats(inverse: Option<f32>, logits: &[f32], max: &mut [f32], sum: &mut [f32]) {
+    for (logits, max) in logits.chunks(LOGITS_BLOCK).zip(&mut *max) {
+        *max = largest(logits);
+    }
+    let Some(inverse) = inverse else { return };
+    for ((logits, max), sum) in logits.chunks(LOGITS_BLOCK).zip(max).zip(sum) {
+        *sum = sum_weights(Scale { max: *max, inverse }, logits);
+    }
+}
+
+/// Of groups of weights, in the order of a tree.
+#[inline(always)]
+fn sum_groups(weights: &[f32], groups: &mut [f64]) {
+    for (group, sum) in weights.as_chunks::<LANES>().0.iter().zip(groups) {
+        let by_8: [f32; 8] = std::array::from_fn(|i| group[i] + group[i + 8]);
+        let by_4: [f32; 4] = std::array::from_fn(|i| by_8[i] + by_8[i + 4]);
+        *sum = f64::from((by_4[0] + by_4[2]) + (by_4[1] + by_4[3]));
+    }
+}
+
+#[inline(always)]
+fn sum_weights(scale: Scale, logits: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (whole, rest) = logits.as_chunks::<LANES>();
     for chunk in whole {
@@ -42,7 +160,7 @@ pub(crate) fn sum(scale: Scale, logits: &[f32]) -> f64 {
     for (lane, logit) in lanes.iter_mut().zip(rest) {
         *lane += scale.weight(*logit);
     }
-    lanes.iter().map(|lane| f64::from(*lane)).sum()
+    lanes.iter().sum()
 }
 
 /// The largest of these; negative infinity of none.
@@ -106,10 +224,50 @@ mod tests {
         }
 
         #[test]
-        fn a_run_weighs_what_its_logits_do(logits in proptest::collection::vec(-40.0f32..1.0, 0..300), inverse in 0.4f32..90.0, min in 0.0f32..0.1) {
-            let scale = Scale { max: 1.0, inverse, min };
-            let expected: f64 = logits.iter().map(|l| f64::from(scale.weight(*l))).sum();
-            prop_assert!((sum(scale, &logits) - expected).abs() <= 1e-5 * expected);
+        fn runs_weigh_what_their_logits_do(
+            logits in proptest::collection::vec(-40.0f32..1.0, 1..900), temperature in 0.01f32..2.5,
+        ) {
+            let scale = Scale { max: largest(&logits), inverse: temperature.recip() };
+            let runs = logits.len().div_ceil(LOGITS_BLOCK);
+            let (mut max, mut sum, mut line) = (vec![0.0; runs], vec![0.0; runs], Line::default());
+            block_stats(Some(scale.inverse), &logits, &mut max, &mut sum);
+            line.lay_runs(scale, &max, &sum);
+            let weight = |l: &f32| (f64::from(l - scale.max) * f64::from(scale.inverse)).exp();
+            for (i, run) in logits.chunks(LOGITS_BLOCK).enumerate() {
+                prop_assert_eq!(max[i], largest(run));
+                let expected: f64 = run.iter().map(weight).sum();
+                prop_assert!((line.weight(i) - expected).abs() <= 2e-5 * expected + 1e-30, "{} {expected}", line.weight(i));
+            }
+            let expected: f64 = logits.iter().map(weight).sum();
+            prop_assert!((line.total() - expected).abs() <= 2e-5 * expected);
+        }
+
+        #[test]
+        fn a_place_on_a_line_is_in_the_weight_that_lies_there(
+            logits in proptest::collection::vec(-6.0f32..0.0, 1..300), fraction in 0.0f64..1.0,
+        ) {
+            let (scale, mut line) = (Scale { max: 0.0, inverse: 1.0 }, Line::default());
+            line.lay_logits(scale, &[0.0; 300]);
+            line.lay_logits(scale, &logits);
+            let (i, within) = line.find(fraction).unwrap();
+            let before: f64 = (0..i).map(|i| line.weight(i)).sum();
+            let place = before + within * line.weight(i);
+            prop_assert!((place - fraction * line.total()).abs() < 1e-5 * line.total());
+            prop_assert!(i < logits.len() && within >= 0.0);
+        }
+
+        #[test]
+        fn what_is_above_a_logit_is_counted_and_weighed(
+            logits in proptest::collection::vec((-20i32..0).prop_map(|l| l as f32 / 4.0), 1..300), at: usize,
+        ) {
+            let (scale, logit) = (Scale { max: 0.0, inverse: 1.5 }, logits[at % logits.len()]);
+            let weigh = |bound: f32| logits.iter().filter(|l| **l >= bound).map(|l| f64::from(scale.weight(*l))).sum::<f64>();
+            let count = logits.iter().filter(|l| **l > logit).count() as u32;
+            for bound in [logit, logit.next_up()] {
+                let (found, weight) = above(scale, &logits, logit, bound);
+                prop_assert_eq!(found, count);
+                prop_assert!((weight - weigh(bound)).abs() <= 1e-5 * weight);
+            }
         }
     }
 
@@ -132,5 +290,10 @@ mod tests {
     #[test]
     fn what_is_forbidden_weighs_nothing() {
         assert_eq!([exp(0.0), exp(f32::NEG_INFINITY), exp(f32::NAN), exp(-1e30)], [1.0, 0.0, 0.0, 0.0]);
+        let (mut max, mut sum, mut line) = ([0.0; 2], [1.0; 2], Line::default());
+        block_stats(Some(1.0), &[f32::NEG_INFINITY; 300], &mut max, &mut sum);
+        assert_eq!((max, sum), ([f32::NEG_INFINITY; 2], [0.0; 2]));
+        line.lay_runs(Scale { max: 0.0, inverse: 1.0 }, &max, &sum);
+        assert_eq!((line.total(), line.find(0.5)), (0.0, None));
     }
 }

@@ -25,6 +25,8 @@ pub struct Step {
     pub logits_indices: Vec<i32>,
     /// `[L]`: what will be read of each row of logits; all of every row where it is empty.
     pub reads: Vec<Reads>,
+    /// `[L]`: at which a token is drawn from each row of logits; 1 where none is.
+    pub temperature: Vec<f32>,
     /// `[Q]`: sequence of each query tile, those that see most tokens first.
     pub tile_seq: Vec<i32>,
     /// `[Q]`: first token (index in the step) of each query tile.
@@ -54,7 +56,7 @@ impl Step {
         self.order_tiles(query_tile);
     }
 
-    /// The values of an input of the plan.
+    /// The values of an input of the plan, or the bits of numbers.
     pub fn input(&self, input: Input) -> &[i32] {
         match input {
             Input::TokenIds => &self.token_ids,
@@ -64,6 +66,7 @@ impl Step {
             Input::SeqLens => &self.seq_lens,
             Input::BlockTable => &self.block_table,
             Input::LogitsIndices => &self.logits_indices,
+            Input::Temperature => bytemuck::cast_slice(&self.temperature),
             Input::TileSeq => &self.tile_seq,
             Input::TileStart => &self.tile_start,
         }
@@ -81,6 +84,7 @@ impl Step {
 
     fn clear(&mut self) {
         self.reads.clear();
+        self.temperature.clear();
         let Step { token_ids, positions, slot_mapping, query_start_loc, seq_lens, .. } = self;
         [token_ids, positions, slot_mapping, query_start_loc, seq_lens].into_iter().for_each(Vec::clear);
         let Step { block_table, logits_indices, tile_seq, tile_start, .. } = self;
@@ -121,6 +125,7 @@ impl Step {
         let first = self.num_tokens();
         let rows = sequence.rows(sequence.num_scheduled_tokens);
         self.logits_indices.extend(rows.map(|p| (first + p - sequence.num_computed_tokens) as i32));
+        self.temperature.resize(self.logits_indices.len(), 1.0);
     }
 
     fn push_tokens(&mut self, sequence: &Sequence, block_size: usize) {
@@ -170,6 +175,7 @@ mod tests {
             block_table: vec![5, 0, 3, 9],
             logits_indices: vec![0],
             reads: vec![],
+            temperature: vec![1.0],
             tile_seq: vec![1, 1, 0, 1],
             tile_start: vec![5, 3, 0, 1],
             max_blocks: 2,

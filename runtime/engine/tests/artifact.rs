@@ -53,6 +53,7 @@ fn plan(symbols: [&str; 3]) -> Plan {
     let head = [Input::BlockTable, Input::LogitsIndices, Input::QueryStartLoc, Input::Positions].map(Arg::Input);
     let head = [&[Arg::KeyCache(1), Arg::ValueCache(1)][..], &head, &[Arg::Weight(0), output(0)]].concat();
     let store = vec![Arg::Input(Input::TokenIds), Arg::Input(Input::SlotMapping), Arg::KeyCache(1), Arg::ValueCache(1)];
+    let stats = [output(0), Arg::Input(Input::Temperature)].into_iter().chain((1..5).map(output)).collect();
     Plan {
         max_num_batched_tokens: 16,
         max_num_seqs: 6,
@@ -64,6 +65,7 @@ fn plan(symbols: [&str; 3]) -> Plan {
             buffer("max", 12288, MAX_LOGITS * 4, 2),
             buffer("logsumexp", 12352, MAX_LOGITS * 4, 2),
             buffer("block_max", 12416, MAX_LOGITS * 8, 2),
+            buffer("block_sum", 12544, MAX_LOGITS * 8, 2),
         ],
         weights: vec![Weight {
             name: "bias".into(),
@@ -71,13 +73,13 @@ fn plan(symbols: [&str; 3]) -> Plan {
             shape: vec![VOCAB],
             recipe: Recipe::Tensor("bias".into()),
         }],
-        kernels: vec![kernel(0, 4, &[]), kernel(1, 8, &[Sym::M]), kernel(2, 4, &[])],
+        kernels: vec![kernel(0, 4, &[]), kernel(1, 8, &[Sym::M]), kernel(2, 6, &[])],
         launches: vec![
             launch("kv", store, 0, Sym::T),
             launch("logits", head, 1, Sym::L),
-            launch("stats", (0..4).map(output).collect(), 2, Sym::L),
+            launch("stats", stats, 2, Sym::L),
         ],
-        outputs: Outputs { logits: 0, max: 1, logsumexp: 2, block_max: 3 },
+        outputs: Outputs { logits: 0, max: 1, logsumexp: 2, block_max: 3, block_sum: 4 },
     }
 }
 

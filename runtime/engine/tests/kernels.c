@@ -36,16 +36,19 @@ void head(const uint64_t *a, uint64_t begin, uint64_t end) {
   }
 }
 
-/* logits, max, logsumexp, block_max; one program per row. */
+/* logits, temperature, max, logsumexp, block_max, block_sum; one program per row. */
 void stats(const uint64_t *a, uint64_t begin, uint64_t end) {
-  float *max = (float *)a[1], *logsumexp = (float *)a[2], *block_max = (float *)a[3];
+  const float *temperature = (const float *)a[1];
+  float *max = (float *)a[2], *logsumexp = (float *)a[3], *block_max = (float *)a[4], *block_sum = (float *)a[5];
   for (uint64_t row = begin; row < end; row++) {
     const float *logits = (const float *)a[0] + row * VOCAB;
-    float *blocks = block_max + row * 2, sum = 0;
+    float *blocks = block_max + row * 2, *sums = block_sum + row * 2, sum = 0;
     blocks[0] = blocks[1] = -INFINITY;
     for (int v = 0; v < VOCAB; v++) blocks[v / RUN] = fmaxf(blocks[v / RUN], logits[v]);
     max[row] = fmaxf(blocks[0], blocks[1]);
     for (int v = 0; v < VOCAB; v++) sum += expf(logits[v] - max[row]);
     logsumexp[row] = max[row] + logf(sum);
+    sums[0] = sums[1] = 0;
+    for (int v = 0; v < VOCAB; v++) sums[v / RUN] += expf((logits[v] - blocks[v / RUN]) / temperature[row]);
   }
 }

@@ -4,11 +4,8 @@
 
 use crate::prompt::Encoder;
 use rvllm_engine::{
-    ChatTemplate, Engine, EngineError, EngineParts, Forward, Limits, MemoryTable, Tokenizer,
-    block_pool::BlockId,
-    device::DeviceError,
-    forward::{LOGITS_BLOCK, Logits},
-    step::Step,
+    ChatTemplate, Engine, EngineError, EngineParts, Forward, Limits, MemoryTable, Tokenizer, block_pool::BlockId,
+    device::DeviceError, forward::Logits, row::Blocks, step::Step,
 };
 use serde_json::{Map, Value, json};
 use std::{sync::Arc, thread, time::Duration};
@@ -32,13 +29,14 @@ pub struct MockForward {
     logits: Vec<f32>,
     max: Vec<f32>,
     logsumexp: Vec<f32>,
-    block_max: Vec<f32>,
+    blocks: Blocks,
 }
 
 impl MockForward {
     /// A model whose steps take this long.
     pub fn new(limits: Limits, step_time: Duration) -> MockForward {
-        MockForward { limits, step_time, logits: vec![], max: vec![], logsumexp: vec![], block_max: vec![] }
+        let (logits, max, logsumexp, blocks) = (vec![], vec![], vec![], Blocks::default());
+        MockForward { limits, step_time, logits, max, logsumexp, blocks }
     }
 }
 
@@ -71,21 +69,20 @@ impl Forward for MockForward {
             thread::sleep(self.step_time);
         }
         let (rows, vocab) = (step.logits_indices.len(), VOCAB as usize);
-        let blocks = vocab.div_ceil(LOGITS_BLOCK);
         self.logits.clear();
         self.logits.resize(rows * vocab, 0.0);
-        self.block_max.clear();
-        self.block_max.resize(rows * blocks, 0.0);
+        self.blocks.clear();
         for (row, index) in step.logits_indices.iter().enumerate() {
             let token = next_token(step.positions[*index as usize] as usize) as usize;
             self.logits[row * vocab + token] = PEAK;
-            self.block_max[row * blocks + token / LOGITS_BLOCK] = PEAK;
+            self.blocks.push(&self.logits[row * vocab..][..vocab], Some(step.temperature[row]));
         }
         let sum = f64::from(PEAK).exp() + f64::from(VOCAB - 1);
         self.max = vec![PEAK; rows];
         self.logsumexp = vec![sum.ln() as f32; rows];
-        let MockForward { logits, max, logsumexp, block_max, .. } = self;
-        Ok(Logits { vocab_size: vocab, logits, max, logsumexp, block_max })
+        let MockForward { logits, max, logsumexp, blocks, .. } = self;
+        let Blocks { max: block_max, sum: block_sum } = blocks;
+        Ok(Logits { vocab_size: vocab, logits, max, logsumexp, block_max, block_sum })
     }
 
     fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), DeviceError> {

@@ -138,6 +138,7 @@ pub fn logit_stats() -> Vec<Case> {
         let name = format!("stats_{vocab}_{runs}_{parts}");
         let kernel = rvllm_kernels::logit_stats(&name, &LogitStats { vocab, runs, parts });
         let launch = Launch::new(kernel, Symbols { l: 4, ..Symbols::default() }, 3);
+        let launch = launch.set("temperature", vec![1.0, 0.1, 0.7, 2.0]);
         let mut logits: Vec<f32> = launch.args[0].numbers().iter().map(|x| x * 30.0).collect();
         logits[vocab..2 * vocab].fill(-200.0);
         logits[2 * vocab] = 1e4;

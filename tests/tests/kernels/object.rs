@@ -46,7 +46,8 @@ fn kernels(target: &Target) -> Vec<Kernel> {
         block_k: row.block_k,
         stages: row.stages,
     };
-    let stats = logit_stats("stats", &LogitStats { vocab: 1000, runs: 1, parts: 1 });
+    let [vocab, runs, parts] = if target.gpu.is_some() { [100_000, 16, 4] } else { [1000, 1, 1] };
+    let stats = logit_stats("stats", &LogitStats { vocab, runs, parts });
     vec![gemm("gemm", &product), paged_attention("attention", &attention), stats]
 }
 

@@ -278,11 +278,12 @@ pub fn input_type(input: Input) -> ValueType {
         Input::QueryStartLoc => vec![Dim::SymPlusOne(Sym::R)],
         Input::SeqLens => vec![Sym::R.into()],
         Input::BlockTable => vec![Sym::R.into(), Sym::M.into()],
-        Input::LogitsIndices => vec![Sym::L.into()],
+        Input::LogitsIndices | Input::Temperature => vec![Sym::L.into()],
         Input::TileSeq | Input::TileStart => vec![Sym::Q.into()],
         Input::Kv(layer) => return ValueType::Kv(layer),
     };
-    ValueType::Tensor(TensorType::new(dims, DType::I32))
+    let dtype = if input == Input::Temperature { DType::F32 } else { DType::I32 };
+    ValueType::Tensor(TensorType::new(dims, dtype))
 }
 
 #[cfg(test)]

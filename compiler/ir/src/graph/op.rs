@@ -20,6 +20,8 @@ pub enum Input {
     BlockTable,
     /// `[L]i32`: tokens whose logits are wanted.
     LogitsIndices,
+    /// `[L]f32`: the temperature at which a token is drawn from each row of logits; 1 where none is.
+    Temperature,
     /// `[Q]i32`: the sequence of each query tile.
     TileSeq,
     /// `[Q]i32`: the first token (index into the step) of each query tile.
@@ -30,7 +32,7 @@ pub enum Input {
 
 impl Input {
     /// Every tensor input.
-    pub const TENSORS: [Input; 9] = [
+    pub const TENSORS: [Input; 10] = [
         Input::TokenIds,
         Input::Positions,
         Input::SlotMapping,
@@ -38,6 +40,7 @@ impl Input {
         Input::SeqLens,
         Input::BlockTable,
         Input::LogitsIndices,
+        Input::Temperature,
         Input::TileSeq,
         Input::TileStart,
     ];
@@ -52,6 +55,7 @@ impl Input {
             Input::SeqLens => "seq_lens".into(),
             Input::BlockTable => "block_table".into(),
             Input::LogitsIndices => "logits_indices".into(),
+            Input::Temperature => "temperature".into(),
             Input::TileSeq => "tile_seq".into(),
             Input::TileStart => "tile_start".into(),
             Input::Kv(layer) => format!("kv.{layer}"),
@@ -236,8 +240,9 @@ pub enum Call {
     },
     /// `(q [T, H, D], kv, tile_seq, tile_start, query_start_loc, seq_lens, block_table) -> [T, H*D]`.
     PagedAttention(Attention),
-    /// `(logits [L, V]f32) -> (max [L], logsumexp [L], block_max [L, ceil(V/STATS_BLOCK)])`, all f32: what greedy choice,
-    /// log-probabilities and an exact top-k need without another pass over the row.
+    /// `(logits [L, V], temperature [L]) -> (max [L], logsumexp [L], block_max [L, B], block_sum [L, B])`, all f32, where B
+    /// is `ceil(V/STATS_BLOCK)` and a sum is of `exp((logit - maximum of its block) / temperature)`: what a choice, greedy or
+    /// at random, and log-probabilities need without another pass over the row.
     LogitStats,
 }
 

@@ -97,7 +97,8 @@ fn rope_table(graph: &mut Graph, rope: &Rope, positions: usize) -> ValueId {
     enter(graph, Op::Weight(recipe), "rope_table", ValueType::Tensor(ty))
 }
 
-fn input(graph: &mut Graph, input: Input) -> ValueId {
+/// The step's input of this name.
+pub(super) fn input(graph: &mut Graph, input: Input) -> ValueId {
     enter(graph, Op::Input(input), &input.name(), input_type(input))
 }
 

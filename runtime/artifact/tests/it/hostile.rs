@@ -100,16 +100,14 @@ fn every_truncation_is_refused() {
 #[test]
 fn versions_that_it_cannot_read() {
     let of = |format: &str| zip_of(&[("manifest.json", &manifest_json(format))]);
-    refused(&of("2.0"), "artifact format 2.0, but this rvllm reads 1.2");
-    refused(&of("1.3"), "artifact format 1.3, but this rvllm reads 1.2");
-    refused(&of("0.9"), "artifact format 0.9, but this rvllm reads 1.2");
-    refused(&of("one"), "artifact format one, but this rvllm reads 1.2");
+    refused(&of("3.0"), "artifact format 3.0, but this rvllm reads 2.0");
+    refused(&of("2.1"), "artifact format 2.1, but this rvllm reads 2.0");
+    refused(&of("1.1"), "artifact format 1.1, but this rvllm reads 2.0");
+    refused(&of("one"), "artifact format one, but this rvllm reads 2.0");
     let future = br#"{"format": "7.3", "unheard_of": [1, 2]}"#;
-    refused(&zip_of(&[("manifest.json", future)]), "artifact format 7.3, but this rvllm reads 1.2");
-    for known in ["1.0", "1.1", "1.2"] {
-        let message = open(&of(known)).unwrap_err().to_string();
-        assert!(!message.contains("artifact format"), "{known}: {message}");
-    }
+    refused(&zip_of(&[("manifest.json", future)]), "artifact format 7.3, but this rvllm reads 2.0");
+    let message = open(&of("2.0")).unwrap_err().to_string();
+    assert!(!message.contains("artifact format"), "{message}");
 }
 
 #[test]
@@ -117,11 +115,11 @@ fn json_that_is_something_else() {
     let of = |json: &str| zip_of(&[("manifest.json", json.as_bytes())]);
     refused(&of("{}"), "entry manifest.json: missing field `format` at line 1 column 2");
     refused_containing(&of("\u{fffd}"), "entry manifest.json: expected value at line 1");
-    refused_containing(&of(r#"{"format": "1.0"}"#), "entry manifest.json: missing field `compiler`");
+    refused_containing(&of(r#"{"format": "2.0"}"#), "entry manifest.json: missing field `compiler`");
     refused_containing(&of(&"[".repeat(1 << 20)), "entry manifest.json: ");
-    let deep = format!(r#"{{"format": "1.0", "compiler": {}"#, "[".repeat(1 << 20));
+    let deep = format!(r#"{{"format": "2.0", "compiler": {}"#, "[".repeat(1 << 20));
     refused_containing(&of(&deep), "entry manifest.json: EOF while parsing a list");
-    let large = format!(r#"{{"format": "1.0"}}{}"#, " ".repeat(33 << 20));
+    let large = format!(r#"{{"format": "2.0"}}{}"#, " ".repeat(33 << 20));
     refused(&of(&large), "damaged: entry manifest.json: 34603025 bytes, expected at most 33554432");
 }
 
@@ -215,12 +213,12 @@ fn overlapping_entries() {
 
 #[test]
 fn entries_that_do_not_fit_the_manifest() {
-    let json = manifest_json("1.0");
+    let json = manifest_json("2.0");
     let alone = zip_of(&[("manifest.json", &json), ("config.json", b"{}")]);
     refused(&alone, "damaged: entry config.json, which the manifest does not name");
     let listed = |m: &mut Manifest| _ = m.entries.insert("config.json".into(), "00".into());
     let mut manifest = manifest(Weights::None);
-    (manifest.format, _) = ("1.0".into(), listed(&mut manifest));
+    (manifest.format, _) = ("2.0".into(), listed(&mut manifest));
     let json = serde_json::to_vec(&manifest).unwrap();
     refused(&zip_of(&[("manifest.json", &json)]), "no entry config.json, which manifest.json names");
     refused_containing(
@@ -276,15 +274,15 @@ fn plans_with_bad_buffers() {
         (|p| p.max_num_seqs = 0, "max_num_seqs is 0, expected 1 to 16777216"),
         (|p| p.query_tile = 0, "query_tile is 0, expected 1 to 16777216"),
         (|p| p.arena_bytes = 1 << 50, "arena_bytes is 1125899906842624, expected 0 to 17592186044416"),
-        (|p| p.arena_bytes = 1 << 40, "arena_bytes is 1099511627776, expected 4256 to 2097152"),
+        (|p| p.arena_bytes = 1 << 40, "arena_bytes is 1099511627776, expected 4320 to 2097152"),
         (|p| p.arena_bytes = 2048, "buffer logits: 1600 bytes at 2048 of an arena of 2048"),
         (|p| p.buffers[0].offset = u64::MAX, "buffer x: 1536 bytes at 18446744073709551615 of an arena of 8192"),
         (|p| p.buffers[0].offset = 32, "buffer x: offset 32, expected a multiple of 64"),
         (|p| p.buffers[0].live = [1, 0], "buffer x: live from launch 1 to 0 of 2"),
         (|p| p.buffers[0].live = [0, 2], "buffer x: live from launch 0 to 2 of 2"),
-        (|p| p.outputs.max = 5, "output max is buffer 5 of 5"),
+        (|p| p.outputs.max = 6, "output max is buffer 6 of 6"),
         (|p| p.max_logits = 9, "output logits: buffer logits of 1600 bytes, expected at least 1800"),
-        (|p| p.outputs.block_max = u32::MAX, "output block_max is buffer 4294967295 of 5"),
+        (|p| p.outputs.block_max = u32::MAX, "output block_max is buffer 4294967295 of 6"),
     ]);
 }
 
@@ -306,7 +304,7 @@ fn plans_with_bad_launches() {
             |p| p.launches[0].args[1] = Arg::KeyScales(1),
             "launch embed: scales of a cache whose kv_cache.scale_bytes is 0",
         ),
-        (|p| p.launches[0].args[2] = Arg::Buffer { id: 9, offset: 0 }, "launch embed: buffer 9 of 5"),
+        (|p| p.launches[0].args[2] = Arg::Buffer { id: 9, offset: 0 }, "launch embed: buffer 9 of 6"),
         (
             |p| p.launches[0].args[2] = Arg::Buffer { id: 0, offset: 1536 },
             "launch embed: byte 1536 of buffer x, which has 1536",

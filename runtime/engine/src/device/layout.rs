@@ -11,13 +11,14 @@ pub(super) const PADDING: usize = 64;
 const LINE: u64 = 64;
 
 /// All inputs, in the order of their ranges. The block table is last: only what a step uses of it has to be moved.
-pub(super) const INPUTS: [Input; 9] = [
+pub(super) const INPUTS: [Input; 10] = [
     Input::TokenIds,
     Input::Positions,
     Input::SlotMapping,
     Input::QueryStartLoc,
     Input::SeqLens,
     Input::LogitsIndices,
+    Input::Temperature,
     Input::TileSeq,
     Input::TileStart,
     Input::BlockTable,
@@ -51,7 +52,7 @@ impl InputLayout {
                 Input::QueryStartLoc => seqs + 1,
                 Input::SeqLens => seqs,
                 Input::BlockTable => seqs * max_blocks as usize,
-                Input::LogitsIndices => rows,
+                Input::LogitsIndices | Input::Temperature => rows,
             };
             let offset = bytes;
             bytes = (offset + 4 * (capacity + PADDING) as u64).next_multiple_of(LINE);

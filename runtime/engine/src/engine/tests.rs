@@ -7,7 +7,7 @@ use crate::{
     device::DeviceError,
     forward::Logits,
     output::{Finish, FinishReason, Logprobs, StopReason},
-    row::TokenLogit,
+    row::{Blocks, TokenLogit},
     tokenizer::fakes::byte_level,
 };
 use proptest::prelude::*;
@@ -29,7 +29,7 @@ struct FakeForward {
     limits: Limits,
     cache: Vec<Option<u32>>,
     logits: Vec<f32>,
-    block_max: Vec<f32>,
+    blocks: Blocks,
     max: Vec<f32>,
     logsumexp: Vec<f32>,
     broken: bool,
@@ -38,7 +38,8 @@ struct FakeForward {
 impl FakeForward {
     fn new(limits: Limits) -> FakeForward {
         let cache = vec![None; (limits.num_blocks * limits.block_size) as usize];
-        FakeForward { limits, cache, logits: vec![], block_max: vec![], max: vec![], logsumexp: vec![], broken: false }
+        let (logits, blocks, max, logsumexp) = (vec![], Blocks::default(), vec![], vec![]);
+        FakeForward { limits, cache, logits, blocks, max, logsumexp, broken: false }
     }
 
     fn check_bounds(&self, step: &Step) {
@@ -78,19 +79,19 @@ impl Forward for FakeForward {
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
         self.check_bounds(step);
         self.write(step);
-        [&mut self.logits, &mut self.block_max, &mut self.max, &mut self.logsumexp].into_iter().for_each(Vec::clear);
-        for index in &step.logits_indices {
+        [&mut self.logits, &mut self.max, &mut self.logsumexp].into_iter().for_each(Vec::clear);
+        self.blocks.clear();
+        for (index, temperature) in step.logits_indices.iter().zip(&step.temperature) {
             let logits = logits_after(&self.history(step, *index as usize));
-            let mut block_max = vec![];
-            let row = Row::of_changed(&logits, &mut block_max);
-            self.max.push(row.max);
+            self.blocks.push(&logits, Some(*temperature));
+            self.max.push(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
             self.logsumexp.push(if self.broken { f32::NAN } else { sum.ln() as f32 });
             self.logits.extend(&logits);
-            self.block_max.extend(block_max);
         }
-        let FakeForward { logits, max, logsumexp, block_max, .. } = self;
-        Ok(Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max })
+        let FakeForward { logits, max, logsumexp, blocks, .. } = self;
+        let Blocks { max: block_max, sum: block_sum } = blocks;
+        Ok(Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max, block_sum })
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {
@@ -283,10 +284,10 @@ fn prompt_logprobs_are_about_each_token_but_the_first() {
     for (i, entry) in reported.iter().enumerate().skip(1) {
         let entry = entry.as_ref().unwrap();
         let logits = logits_after(&prompt[..i]);
-        let mut block_max = vec![];
+        let mut blocks = Blocks::default();
         assert_eq!(
             (entry[0].token_id, entry[0].rank),
-            (prompt[i], Row::of_changed(&logits, &mut block_max).rank(prompt[i]))
+            (prompt[i], Row::of_changed(&logits, None, &mut blocks).rank(prompt[i]))
         );
         assert_eq!(entry[1].rank, 1);
     }

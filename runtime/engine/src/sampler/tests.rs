@@ -22,8 +22,8 @@ fn with_rules(params: SamplingParams, set: impl FnOnce(&mut SamplingRules)) -> S
 }
 
 fn sample(sampler: &mut Sampler, logits: &[f32]) -> u32 {
-    let mut block_max = vec![];
-    sampler.sample(&Row::of_changed(logits, &mut block_max), &mut Scratch::default()).unwrap()
+    let (mut blocks, temperature) = (Blocks::default(), Some(sampler.params().temperature).filter(|t| *t > 0.0));
+    sampler.sample(&Row::of_changed(logits, temperature, &mut blocks), &mut Scratch::default()).unwrap()
 }
 
 /// Probabilities after min_p, top_k and top_p, by definition.
@@ -58,8 +58,8 @@ proptest! {
     ) {
         let params = SamplingParams { temperature, top_k, top_p, min_p, ..SamplingParams::default() };
         let expected = reference(&logits, &params);
-        let mut block_max = vec![];
-        let row = Row::of_changed(&logits, &mut block_max);
+        let mut blocks = Blocks::default();
+        let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
         if top_k > 0 || top_p < 1.0 {
             let mut kept = crate::draw::tests::kept(&row, &params);
             kept.sort_unstable();
@@ -184,7 +184,7 @@ fn where_all_is_forbidden_an_allowed_token_is_chosen() {
 fn logprobs_are_of_the_row_and_name_each_token_once() {
     let logits = [1.0f32, 3.0, 2.0, 0.0];
     let logsumexp = logits.iter().map(|l| l.exp()).sum::<f32>().ln();
-    let row = Row { logits: &logits, max: 3.0, logsumexp, block_max: &[3.0] };
+    let row = Row { logits: &logits, max: 3.0, logsumexp, block_max: &[3.0], block_sum: &[] };
     let of = |token, count| -> Vec<(u32, u32)> {
         logprobs(&row, token, count, &[]).iter().map(|t| (t.id, t.rank)).collect()
     };

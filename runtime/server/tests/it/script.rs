@@ -3,11 +3,8 @@
 use crate::client::{Answer, Server, limits};
 use rvllm_artifact::parsers::Parsers;
 use rvllm_engine::{
-    ChatTemplate, Engine, EngineParts, Forward, Limits, MemoryTable, SamplingParams, Tokenizer,
-    block_pool::BlockId,
-    device::DeviceError,
-    forward::{LOGITS_BLOCK, Logits},
-    step::Step,
+    ChatTemplate, Engine, EngineParts, Forward, Limits, MemoryTable, SamplingParams, Tokenizer, block_pool::BlockId,
+    device::DeviceError, forward::Logits, row::Blocks, step::Step,
 };
 use rvllm_server::{App, Config, Served, mock, model::ArtifactCard, prompt::Encoder};
 use serde_json::{Value, json};
@@ -34,7 +31,7 @@ struct ScriptForward {
     logits: Vec<f32>,
     max: Vec<f32>,
     logsumexp: Vec<f32>,
-    block_max: Vec<f32>,
+    blocks: Blocks,
 }
 
 impl Forward for ScriptForward {
@@ -44,21 +41,21 @@ impl Forward for ScriptForward {
 
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
         let (rows, vocab) = (step.logits_indices.len(), self.limits.vocab_size as usize);
-        let blocks = vocab.div_ceil(LOGITS_BLOCK);
         self.logits = vec![0.0; rows * vocab];
-        self.block_max = vec![0.0; rows * blocks];
+        self.blocks.clear();
         let script = self.script.lock().unwrap();
         for (row, index) in step.logits_indices.iter().enumerate() {
             let next = step.positions[*index as usize] as usize + 1;
             let said = next.checked_sub(script.prompt).and_then(|at| script.tokens.get(at));
             let token = said.copied().unwrap_or(mock::EOS) as usize;
             self.logits[row * vocab + token] = PEAK;
-            self.block_max[row * blocks + token / LOGITS_BLOCK] = PEAK;
+            self.blocks.push(&self.logits[row * vocab..][..vocab], Some(step.temperature[row]));
         }
         self.max = vec![PEAK; rows];
         self.logsumexp = vec![(f64::from(PEAK).exp() + vocab as f64 - 1.0).ln() as f32; rows];
-        let ScriptForward { logits, max, logsumexp, block_max, .. } = self;
-        Ok(Logits { vocab_size: vocab, logits, max, logsumexp, block_max })
+        let ScriptForward { logits, max, logsumexp, blocks, .. } = self;
+        let Blocks { max: block_max, sum: block_sum } = blocks;
+        Ok(Logits { vocab_size: vocab, logits, max, logsumexp, block_max, block_sum })
     }
 
     fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), DeviceError> {
@@ -85,8 +82,8 @@ impl Scripted {
         let vocab_size = tokenizer.vocab_size() as u32;
         let limits = Limits { vocab_size, max_model_len: 4096, num_blocks: 1024, ..limits() };
         let script = Arc::new(Mutex::new(Script::default()));
-        let (logits, max, logsumexp, block_max) = (vec![], vec![], vec![], vec![]);
-        let forward = ScriptForward { limits, script: script.clone(), logits, max, logsumexp, block_max };
+        let (logits, max, logsumexp, blocks) = (vec![], vec![], vec![], Blocks::default());
+        let forward = ScriptForward { limits, script: script.clone(), logits, max, logsumexp, blocks };
         let engine = Engine::new(EngineParts {
             tokenizer: Some(tokenizer.clone()),
             eos_token_ids: vec![mock::EOS],

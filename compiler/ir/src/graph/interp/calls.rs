@@ -22,7 +22,7 @@ pub(super) fn evaluate(call: &Call, operands: &[&Tensor], kv: &mut KvState) -> R
             rope_kv_write(attention, *qk_norm, *rope_dim, operands, kv)
         }
         Call::PagedAttention(attention) => paged_attention(attention, operands, kv),
-        Call::LogitStats => Ok(logit_stats(operands[0])),
+        Call::LogitStats => Ok(logit_stats(operands[0], operands[1].floats())),
     }
 }
 
@@ -118,11 +118,20 @@ fn paged_attention(a: &Attention, operands: &[&Tensor], kv: &mut KvState) -> Res
     Ok(vec![Tensor::f32(&[operands[0].dims[0], a.heads * a.head_dim], out)])
 }
 
-fn logit_stats(logits: &Tensor) -> Vec<Tensor> {
+fn logit_stats(logits: &Tensor, temperature: &[f32]) -> Vec<Tensor> {
     let (l, v) = (logits.dims[0], logits.last());
     let rows = || logits.floats().chunks_exact(v.max(1));
     let (max, logsumexp) = rows().map(math::max_and_logsumexp).unzip();
-    let block_max = rows().flat_map(|row| row.chunks(STATS_BLOCK).map(|b| math::max_and_logsumexp(b).0)).collect();
-    let blocks = v.div_ceil(STATS_BLOCK);
-    vec![Tensor::f32(&[l], max), Tensor::f32(&[l], logsumexp), Tensor::f32(&[l, blocks], block_max)]
+    let blocks = rows().zip(temperature).flat_map(|(row, t)| row.chunks(STATS_BLOCK).map(move |b| block_stats(b, *t)));
+    let (block_max, block_sum) = blocks.unzip();
+    let blocks = [l, v.div_ceil(STATS_BLOCK)];
+    let [max, logsumexp] = [max, logsumexp].map(|values| Tensor::f32(&[l], values));
+    vec![max, logsumexp, Tensor::f32(&blocks, block_max), Tensor::f32(&blocks, block_sum)]
+}
+
+/// A block's largest logit, and the sum of exponentials of what the others lie below it.
+fn block_stats(block: &[f32], temperature: f32) -> (f32, f32) {
+    let max = math::max_and_logsumexp(block).0;
+    let weight = |logit: &f32| (f64::from(logit - max) / f64::from(temperature)).exp();
+    (max, if max == f32::NEG_INFINITY { 0.0 } else { block.iter().map(weight).sum::<f64>() as f32 })
 }

@@ -33,6 +33,8 @@ pub struct StepInputs {
     pub max_blocks: usize,
     /// `[L]`.
     pub logits_indices: Vec<i32>,
+    /// `[L]`.
+    pub temperature: Vec<f32>,
     /// `[Q]`.
     pub tile_seq: Vec<i32>,
     /// `[Q]`.
@@ -43,7 +45,7 @@ pub struct StepInputs {
 
 impl StepInputs {
     /// A batch of `sequences`, in query tiles of at most `query_tile` tokens, that asks for the logits of each
-    /// sequence's last token. `max_model_len` is the longest sequence's length.
+    /// sequence's last token, at temperature 1. `max_model_len` is the longest sequence's length.
     pub fn ragged(sequences: &[Sequence<'_>], block_size: usize, query_tile: usize) -> StepInputs {
         let block_size = block_size.max(1);
         let max_blocks = sequences.iter().map(|s| s.blocks.len()).max().unwrap_or(0);
@@ -74,7 +76,8 @@ impl StepInputs {
 
     /// The same step, asking for the logits of every token.
     pub fn with_all_logits(self) -> StepInputs {
-        StepInputs { logits_indices: (0..self.token_ids.len() as i32).collect(), ..self }
+        let tokens = self.token_ids.len();
+        StepInputs { logits_indices: (0..tokens as i32).collect(), temperature: vec![1.0; tokens], ..self }
     }
 
     fn append(&mut self, s: &Sequence<'_>, block_size: usize, query_tile: usize) {
@@ -92,6 +95,7 @@ impl StepInputs {
         self.query_start_loc.push(end as i32);
         self.seq_lens.push(len as i32);
         self.logits_indices.extend(end.checked_sub(1).filter(|_| end > start).map(|last| last as i32));
+        self.temperature.resize(self.logits_indices.len(), 1.0);
         let padding = std::iter::repeat_n(0, self.max_blocks - s.blocks.len());
         self.block_table.extend(s.blocks.iter().map(|b| *b as i32).chain(padding));
         self.max_model_len = self.max_model_len.max(len);
@@ -121,6 +125,7 @@ impl StepInputs {
                 return Some(Tensor::i32(&[self.seq_lens.len(), self.max_blocks], self.block_table.clone()));
             }
             Input::LogitsIndices => &self.logits_indices,
+            Input::Temperature => return Some(Tensor::f32(&[self.temperature.len()], self.temperature.clone())),
             Input::TileSeq => &self.tile_seq,
             Input::TileStart => &self.tile_start,
             Input::Kv(_) => return None,
@@ -136,6 +141,7 @@ impl StepInputs {
             ("slot_mapping", self.slot_mapping.len(), t),
             ("query_start_loc", self.query_start_loc.len(), r + 1),
             ("block_table", self.block_table.len(), r * self.max_blocks),
+            ("temperature", self.temperature.len(), self.logits_indices.len()),
             ("tile_start", self.tile_start.len(), self.tile_seq.len()),
         ];
         for (name, found, expected) in lengths {

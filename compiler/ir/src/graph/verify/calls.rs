@@ -196,13 +196,14 @@ fn paged_attention(o: Operands<'_>, a: &Attention) -> Inferred {
 }
 
 fn logit_stats(o: Operands<'_>) -> Inferred {
-    o.count(1)?;
+    o.count(2)?;
     let x = o.ranked(0, "logits", 2)?;
     if x.dtype != DType::F32 {
         return Err(format!("`{}` needs logits in f32, not {x}", o.op));
     }
+    o.exactly(1, "temperature", &TensorType::new([Sym::L], DType::F32))?;
     let blocks = o.last(x, "logits")?.div_ceil(STATS_BLOCK);
     let row = ValueType::Tensor(TensorType::new([x.dims[0]], DType::F32));
-    let block_max = ValueType::Tensor(TensorType::new([x.dims[0], blocks.into()], DType::F32));
-    Ok(vec![row.clone(), row, block_max])
+    let blocks = ValueType::Tensor(TensorType::new([x.dims[0], blocks.into()], DType::F32));
+    Ok(vec![row.clone(), row, blocks.clone(), blocks])
 }

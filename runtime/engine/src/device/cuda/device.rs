@@ -318,7 +318,7 @@ impl Device for CudaDevice {
 struct HostOutputs {
     memory: Pinned,
     /// Buffer, where it begins in the arena and here, f32 elements of a row.
-    parts: [(u32, u64, usize, usize); 4],
+    parts: [(u32, u64, usize, usize); 5],
 }
 
 impl HostOutputs {
@@ -326,9 +326,11 @@ impl HostOutputs {
         let vocab = limits.vocab_size as usize;
         let outputs = &plan.outputs;
         let blocks = vocab.div_ceil(LOGITS_BLOCK);
-        let columns = [(outputs.max, 1), (outputs.logsumexp, 1), (outputs.block_max, blocks), (outputs.logits, vocab)];
+        let [max, logsumexp] = [outputs.max, outputs.logsumexp].map(|id| (id, 1));
+        let [block_max, block_sum] = [outputs.block_max, outputs.block_sum].map(|id| (id, blocks));
+        let columns = [max, logsumexp, block_max, block_sum, (outputs.logits, vocab)];
         let mut end = 0;
-        let mut parts = [(0, 0, 0, 0); 4];
+        let mut parts = [(0, 0, 0, 0); 5];
         for (part, (id, columns)) in parts.iter_mut().zip(columns) {
             let buffer = plan.buffers.get(id as usize);
             let buffer = buffer.ok_or_else(|| DeviceError::Plan(format!("there is no output buffer {id}")))?;
@@ -367,7 +369,7 @@ impl HostOutputs {
 
     /// Where the run with a row's largest logit lies, where it goes, and its bytes.
     fn largest_run(&self, row: usize) -> Option<(u64, usize, usize)> {
-        let [(_, _, max, _), _, (_, _, block_max, blocks), (_, from, to, columns)] = self.parts;
+        let [(_, _, max, _), _, (_, _, block_max, blocks), _, (_, from, to, columns)] = self.parts;
         let max = *self.memory.floats(max + 4 * row, 1)?.first()?;
         let runs = self.memory.floats(block_max + 4 * row * blocks, blocks)?;
         let first = runs.iter().position(|m| *m == max).unwrap_or(0) * LOGITS_BLOCK;
@@ -399,7 +401,7 @@ mod tests {
             weights: vec![],
             kernels: vec![],
             launches: vec![plan::Launch { name: "x".into(), args: vec![], variants }],
-            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0 },
+            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0 },
         }
     }
 

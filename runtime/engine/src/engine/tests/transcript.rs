@@ -86,9 +86,9 @@ fn named_tokens_are_reported_likely_or_not() {
     let answers = one(&[1, 2], params);
     for (i, at) in answers.logprobs[&0].iter().enumerate() {
         let history = [&[1, 2][..], &answers.tokens[&0][..i]].concat();
-        let mut block_max = vec![];
+        let mut blocks = Blocks::default();
         let logits = logits_after(&history);
-        let row = Row::of_changed(&logits, &mut block_max);
+        let row = Row::of_changed(&logits, None, &mut blocks);
         for id in [3, 200] {
             let found: Vec<_> = at.iter().filter(|l| l.token_id == id).collect();
             assert_eq!((found.len(), found[0].rank), (1, row.rank(id)));
