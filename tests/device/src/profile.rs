@@ -150,10 +150,10 @@ fn whole_steps(executor: &mut Executor<CudaDevice>, step: &Step) -> Result<(f64,
     Ok(times[times.len() / 2])
 }
 
-/// Bytes of one token's K, or V, of one layer.
+/// Bytes of one token's K, or V, of one layer, scales included.
 fn kv_row(artifact: &Artifact) -> u64 {
     let kv = &artifact.manifest().kv_cache;
-    kv.k_bytes / u64::from(kv.block_size.max(1))
+    (kv.k_bytes + kv.scale_bytes) / u64::from(kv.block_size.max(1))
 }
 
 /// Bytes that a launch has to read: whole weights, but for tables of which a row is picked, and the KV of all sequences.

@@ -121,10 +121,9 @@ fn to_e4m3(w: &mut Writer, v: Ssa) -> Ssa {
 
 /// f32 as bf16 where that is exact: what goes is zero.
 fn exactly_bf16(w: &mut Writer, v: Ssa) -> Ssa {
-    let bits = w.bitcast(v, v.ty.with(Elem::I32));
-    let sixteen = w.ints(bits.ty, 16);
-    let high = w.binary("arith.shrui", bits, sixteen);
-    w.convert("arith.trunci", high, v.ty.with(Elem::I16))
+    let lanes = v.ty.lanes();
+    let halves = w.bitcast(v, Ty::Vector(2 * lanes, Elem::I16));
+    w.shuffle(halves, halves, &(0..lanes).map(|i| 2 * i + 1).collect::<Vec<_>>())
 }
 
 /// One vector in an element type that holds all of its numbers.

@@ -69,6 +69,7 @@ struct At {
 impl Lower<'_> {
     /// `acc + a · bᵀ`.
     pub(crate) fn mma(&mut self, a: &View, b: &View, acc: Val) -> Result<Value, Error> {
+        let (a, b) = (&self.widened_operand(a, 0)?, &self.widened_operand(b, a.rows())?);
         if let Some(Value::Amx(acc)) = self.values.get(&acc) {
             let acc = acc.clone();
             return self.mma_amx(a, b, acc).map(Value::Amx);
@@ -99,6 +100,13 @@ impl Lower<'_> {
             }
         }
         Ok(Value::Tile(Tile { vecs, ..acc }))
+    }
+
+    /// The operand as it is multiplied, for `rows` of the other: as it lies where each of its elements is then widened once.
+    fn widened_operand(&mut self, view: &View, rows: usize) -> Result<View, Error> {
+        let Some(to) = view.wide else { return Ok(view.clone()) };
+        let once = (1..=self.accumulators()).contains(&rows) && !self.target.amx_bf16;
+        if once && super::widen::in_lines(view) { Ok(view.clone()) } else { self.widen(view, to) }
     }
 
     /// Vectors of 16 that may accumulate at once, leaving registers for operands.
@@ -273,6 +281,9 @@ impl Lower<'_> {
 
     fn b_line(&mut self, part: &Part<'_>, pb: Ssa, (first, width): (usize, usize)) -> Ssa {
         let p = self.w.at(pb, part.b.address.rows[first]);
+        if let Some(to) = part.b.wide {
+            return self.wide_line(part, p, width, to);
+        }
         let ty = Ty::Vector(width, part.unit.lane());
         // what is past the tensor within a panel is zero in memory
         let inside = if first < part.b.readable { Cond::Always } else { self.view_row_inside(part.b, first) };
@@ -280,6 +291,14 @@ impl Lower<'_> {
             None => self.w.load(p, ty, part.b.address.size),
             Some(mask) => self.w.masked_load(p, mask, ty, part.b.address.size),
         }
+    }
+
+    /// The same of elements that are widened.
+    fn wide_line(&mut self, part: &Part<'_>, p: Ssa, width: usize, to: DType) -> Ssa {
+        let ty = Ty::Vector(width * part.unit.group(), elem(part.b.dtype));
+        let v = self.w.load(p, ty, part.b.address.size);
+        let v = super::cast::widen(&mut self.w, v, part.b.dtype, to);
+        self.w.bitcast(v, Ty::Vector(width, part.unit.lane()))
     }
 
     fn b_gathered(&mut self, part: &Part<'_>, pb: Ssa, (first, width): (usize, usize), keep: Option<Ssa>) -> Ssa {

@@ -284,7 +284,7 @@ impl Lower<'_> {
             }
             Inst::Cast(v) if self.kernel.tile(*v).layout == Layout::Operand => {
                 let view = self.operand(*v)?;
-                self.widen(&view, self.kernel.tile(s.results[0]).dtype).map(Value::Operand)
+                Ok(Value::Operand(View { wide: Some(self.kernel.tile(s.results[0]).dtype), ..view }))
             }
             Inst::Concat(..) => Err(self.unsupported("operands side by side: they lie wherever their tensors do")),
             _ => self.elementwise(s).map(Value::Tile),

@@ -16,6 +16,8 @@ pub(crate) struct View {
     pub(crate) readable: usize,
     /// Where a later iteration's tile begins: prefetched while this one is read.
     pub(crate) ahead: Option<Ssa>,
+    /// The element type that a product multiplies it in, where that is wider than the one it lies in.
+    pub(crate) wide: Option<DType>,
 }
 
 impl View {
@@ -83,7 +85,7 @@ impl Lower<'_> {
             rvllm_ir::tile::MemLayout::Strided { .. } | rvllm_ir::tile::MemLayout::Blocks { .. } => 1,
         };
         let dtype = self.kernel.params[tensor].ty.dtype;
-        Ok(View { shape: shape.to_vec(), dtype, address, extents, readable, ahead: None })
+        Ok(View { shape: shape.to_vec(), dtype, address, extents, readable, ahead: None, wide: None })
     }
 
     /// Other leading dimensions, same rows.
@@ -119,7 +121,8 @@ impl Lower<'_> {
         let rows = (0..row_count(&t.shape)).map(|r| Index::constant((r * pitch) as i64)).collect();
         let address = Address { base, rows, columns: Columns::Dense, size };
         let extents = vec![Extent::All; t.shape.len()];
-        View { shape: t.shape.clone(), dtype: t.dtype, address, extents, readable: row_count(&t.shape), ahead: None }
+        let readable = row_count(&t.shape);
+        View { shape: t.shape.clone(), dtype: t.dtype, address, extents, readable, ahead: None, wide: None }
     }
 
     /// How many k values of both operands lie inside.

@@ -1,13 +1,14 @@
-//! Operands of fewer bits than what is multiplied: a copy on the stack in the wider type, which lies as the original does.
+//! Operands of fewer bits than what is multiplied: widened where a product reads them or, where it would widen an element
+//! more than once, a copy on the stack in the wider type, which lies as the original does.
 //!
-//! Invariant: every element of the copy that a product reads is the original's number, exactly.
+//! Invariant: every element that a product multiplies is the original's number, exactly.
 
 use super::{
     Lower,
     address::{Address, Columns},
     cast,
     operand::View,
-    tile::LANES,
+    tile::{LANES, chunks},
 };
 use crate::{
     Error,
@@ -52,7 +53,7 @@ impl Lower<'_> {
         let rows = panels.rows.iter().map(|r| Index::constant(r * ratio as i64)).collect();
         let columns = Columns::Grouped { k: panels.k, stride: panels.stride * ratio };
         let address = Address { base, rows, columns, size: view.address.size * ratio };
-        Ok(View { dtype: to, address, readable: view.rows(), ahead: None, ..view.clone() })
+        Ok(View { dtype: to, address, readable: view.rows(), ahead: None, wide: None, ..view.clone() })
     }
 
     /// One group of k values of every row; asks for the lines of the later one.
@@ -78,6 +79,16 @@ impl Lower<'_> {
             row += n;
         }
     }
+}
+
+/// Whether the rows of every vector of 16 lie next to each other, group by group.
+pub(crate) fn in_lines(view: &View) -> bool {
+    let Some(panels) = panels(view) else { return false };
+    let unit = (panels.k * view.address.size) as i64;
+    let adjacent = |(first, width): (usize, usize)| {
+        panels.rows[first..first + width].windows(2).all(|pair| pair[1] - pair[0] == unit)
+    };
+    chunks(&[view.rows()]).into_iter().all(adjacent)
 }
 
 /// How the operand's panels lie; `None` where it lies otherwise, or where part of it lies outside of its tensor.
