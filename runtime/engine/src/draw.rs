@@ -82,22 +82,34 @@ impl<'a> Weights<'a> {
     /// Whether a token is of those that are left; `None` where that takes to know them all.
     fn keeps(&self, token: TokenLogit, runs: &Line) -> Option<bool> {
         let SamplingParams { min_p, top_k, .. } = *self.params;
-        let (all, most) = (self.leaves_all(), if top_k == 0 { u32::MAX } else { top_k.unsigned_abs() });
-        let weight = self.of(token.logit);
-        if weight < f64::from(min_p) || self.has_runs_above(token.logit, most) {
+        if self.of(token.logit) < f64::from(min_p) {
             return Some(false);
         }
-        let target = self.top_p() * runs.total();
-        if (top_k == 0 && self.params.top_p >= 1.0) || (all && self.most_before(token.logit, runs) < target) {
+        if top_k == 0 && self.params.top_p >= 1.0 {
+            return Some(true);
+        }
+        let most = if top_k == 0 { u32::MAX } else { top_k.unsigned_abs() };
+        if top_k != 0 && self.has_runs_above(token.logit, most) {
+            return Some(false);
+        }
+        let (all, target) = (self.leaves_all(), self.top_p() * runs.total());
+        if all && self.most_before(token.logit, runs) < target {
             return Some(true);
         }
         let (count, before) = self.before(token);
         match () {
             () if count >= most || before >= target => Some(false),
-            // What is left weighs at least as much as what is known to be left.
-            () if all || self.params.top_p >= 1.0 || before < self.top_p() * (before + weight) => Some(true),
+            () if all || self.params.top_p >= 1.0 => Some(true),
+            () if before < self.top_p() * (before + self.of(token.logit)).max(self.least()) => Some(true),
             () => None,
         }
+    }
+
+    /// What the tokens that min_p and top_k leave weigh at least: as much as the largest of as many runs.
+    fn least(&self) -> f64 {
+        let count = usize::try_from(self.params.top_k).unwrap_or(0);
+        let weights = self.row.largest_of_blocks(count).into_iter().map(|max| self.of(max));
+        weights.filter(|weight| *weight >= f64::from(self.params.min_p)).sum()
     }
 
     /// Whether nothing but top_p leaves tokens out.

@@ -125,16 +125,18 @@ impl<'a> Row<'a> {
         if count == 0 || count > self.block_max.len() {
             return f32::NEG_INFINITY;
         }
-        if count <= FEW {
-            return self.lowest_of_few(count);
+        if let Some(lowest) = self.largest_of_blocks(count).last() {
+            return *lowest;
         }
         let mut maxima = self.block_max.to_vec();
         *maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
     }
 
-    /// The `count`-th largest of the maxima, of which there are as many.
-    fn lowest_of_few(&self, count: usize) -> f32 {
-        let (first, rest) = self.block_max.split_at(count);
+    /// The `count` largest of the maxima, in order; none where there are not as many, or where that is not few.
+    pub(crate) fn largest_of_blocks(&self, count: usize) -> Vec<f32> {
+        let Some((first, rest)) = self.block_max.split_at_checked(count).filter(|_| (1..=FEW).contains(&count)) else {
+            return vec![];
+        };
         let mut largest = first.to_vec();
         largest.sort_unstable_by(|a, b| b.total_cmp(a));
         for max in rest {
@@ -143,7 +145,7 @@ impl<'a> Row<'a> {
                 largest.insert(largest.partition_point(|other| other >= max), *max);
             }
         }
-        largest[count - 1]
+        largest
     }
 
     /// The tokens of run `block` with a logit of at least `bound`.
