@@ -340,15 +340,16 @@ impl HostOutputs {
         Ok(HostOutputs { memory: Pinned::new(gpu, end)?, parts })
     }
 
-    /// Brings what the step reads of its rows: the statistics of all, and whole rows, or, where just the most likely token
-    /// is asked for, its run, which the statistics tell.
+    /// Brings what the step reads of its rows: the statistics of all, without sums where no token is drawn, and whole rows,
+    /// or, where just the most likely token is asked for, its run, which the statistics tell.
     fn fetch(&mut self, stream: &Stream, arena: &DeviceMemory, step: &Step) -> Result<(), CudaError> {
         let rows = step.logits_indices.len();
-        let [statistics @ .., (_, from, to, columns)] = self.parts;
-        for (_, from, to, columns) in statistics {
+        let [max, logsumexp, block_max, block_sum, (_, from, to, columns)] = self.parts;
+        let whole = |row: &usize| step.reads.get(*row).copied().unwrap_or_default() == Reads::All;
+        let sums = (0..rows).any(|row| whole(&row)).then_some(block_sum);
+        for (_, from, to, columns) in [max, logsumexp, block_max].into_iter().chain(sums) {
             stream.download(arena, from, &mut self.memory, to..to + 4 * columns * rows)?;
         }
-        let whole = |row: &usize| step.reads.get(*row).copied().unwrap_or_default() == Reads::All;
         let bytes = 4 * columns;
         let mut row = 0;
         while row < rows {
