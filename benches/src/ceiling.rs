@@ -46,6 +46,19 @@ pub fn dot_bf16(_threads: usize) -> Option<f64> {
     None
 }
 
+/// Billions of operations per second of 8-bit dot products (`vpdpbusd`) on `threads` threads; `None` where the CPU has none.
+#[cfg(target_arch = "x86_64")]
+pub fn dot_i8(threads: usize) -> Option<f64> {
+    let has = std::is_x86_feature_detected!("avx512vnni") && std::is_x86_feature_detected!("avx512f");
+    has.then(|| median((0..RUNS).map(|_| on_all(threads, x86::integer_dots)).collect()))
+}
+
+/// Billions of operations per second of 8-bit dot products on `threads` threads; `None` where the CPU has none.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn dot_i8(_threads: usize) -> Option<f64> {
+    None
+}
+
 /// GFLOP/s of `work`, which returns how many operations it did, on each of `threads` threads.
 #[cfg(target_arch = "x86_64")]
 fn on_all(threads: usize, work: fn() -> f64) -> f64 {
@@ -71,6 +84,25 @@ mod x86 {
         // SAFETY: the caller found avx512f and avx512bf16.
         unsafe { chains() };
         (STEPS * CHAINS * 64) as f64
+    }
+
+    /// Runs independent chains of `vpdpbusd`; returns operations done.
+    pub(super) fn integer_dots() -> f64 {
+        // SAFETY: the caller found avx512f and avx512vnni.
+        unsafe { integer_chains() };
+        (STEPS * CHAINS * 128) as f64
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn integer_chains() {
+        let (a, b) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
+        let mut sums = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..STEPS {
+            for s in &mut sums {
+                *s = _mm512_dpbusd_epi32(*s, a, b);
+            }
+        }
+        black_box(sums);
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]

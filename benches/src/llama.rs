@@ -1,4 +1,4 @@
-//! llama.cpp as a peer: a GGUF file of a Llama shape with random weights, and what its benches measure on it.
+//! llama.cpp as a peer: a GGUF file of a Llama or Qwen2 shape with random weights, and what its benches measure on it.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -11,9 +11,10 @@ use std::{
 
 /// Alignment of tensors in the file.
 const ALIGN: u64 = 32;
-/// GGUF's numbers of types.
+/// GGUF's number of f32.
 const F32: u32 = 0;
-const BF16: u32 = 30;
+/// Numbers that share a scale in its blocks.
+const BLOCK: u64 = 32;
 /// The same of metadata.
 const U32_VALUE: u32 = 4;
 const F32_VALUE: u32 = 6;
@@ -27,6 +28,52 @@ pub struct Llama {
     threads: usize,
 }
 
+/// How matrices of the peer's model are stored, the table of embeddings too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// bf16.
+    Bf16,
+    /// 32 values of 8 bits and an f16 scale.
+    Q8_0,
+    /// 32 values of 4 bits and an f16 scale.
+    Q4_0,
+}
+
+impl Format {
+    /// GGUF's number of the type.
+    fn ty(self) -> u32 {
+        match self {
+            Format::Bf16 => 30,
+            Format::Q8_0 => 8,
+            Format::Q4_0 => 2,
+        }
+    }
+
+    /// Bytes of 32 numbers.
+    fn block_bytes(self) -> u64 {
+        match self {
+            Format::Bf16 => 64,
+            Format::Q8_0 => 34,
+            Format::Q4_0 => 18,
+        }
+    }
+
+    /// Random numbers of small magnitude, so many blocks.
+    fn blocks(self, random: &mut impl FnMut() -> u64, n: u64) -> Vec<u8> {
+        let bytes = (n * self.block_bytes()) as usize;
+        let mut out: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(|_| random().to_le_bytes()).collect();
+        out.truncate(bytes);
+        match self {
+            // signs and mantissas at random, of magnitudes from 1/64 to 1/16
+            Format::Bf16 => out.as_chunks_mut().0.iter_mut().for_each(|[_, high]| *high = *high & 0x80 | 0x3c),
+            // scales from 2^-12 to 2^-11, and from 2^-8 to 2^-7
+            Format::Q8_0 => out.as_chunks_mut::<34>().0.iter_mut().for_each(|block| block[1] = block[1] & 0x03 | 0x0c),
+            Format::Q4_0 => out.as_chunks_mut::<18>().0.iter_mut().for_each(|block| block[1] = block[1] & 0x03 | 0x1c),
+        }
+        out
+    }
+}
+
 /// A tensor to write: its name and dimensions, the adjacent one first.
 struct Tensor {
     name: String,
@@ -34,27 +81,35 @@ struct Tensor {
 }
 
 impl Tensor {
-    fn ty(&self) -> u32 {
-        if self.dims.len() == 1 { F32 } else { BF16 }
+    fn is_vector(&self) -> bool {
+        self.dims.len() == 1
     }
 
-    fn bytes(&self) -> u64 {
-        self.dims.iter().product::<u64>() * if self.ty() == F32 { 4 } else { 2 }
+    fn ty(&self, format: Format) -> u32 {
+        if self.is_vector() { F32 } else { format.ty() }
+    }
+
+    fn numbers(&self) -> u64 {
+        self.dims.iter().product()
+    }
+
+    fn bytes(&self, format: Format) -> u64 {
+        if self.is_vector() { 4 * self.numbers() } else { self.numbers() / BLOCK * format.block_bytes() }
     }
 }
 
 impl Llama {
-    /// The peer at `bench`, a path of `llama-bench`, with a model of `config`'s shape, which is written to `model` unless it is
-    /// there.
+    /// The peer at `bench`, a path of `llama-bench`, with a model of `config`'s shape, which is written to `model` in this
+    /// format unless it is there.
     ///
     /// # Errors
-    /// The configuration is not of a Llama, or the file cannot be written.
-    pub fn new(bench: &Path, config: &Path, model: PathBuf, threads: usize) -> Result<Llama> {
+    /// The configuration is not of a Llama or Qwen2, or the file cannot be written.
+    pub fn new(bench: &Path, config: &Path, format: Format, model: PathBuf, threads: usize) -> Result<Llama> {
         let config: Value = serde_json::from_slice(&std::fs::read(config)?)?;
-        ensure!(config["model_type"] == "llama", "the peer's model is written for Llama shapes only");
+        architecture(&config)?;
         if !model.exists() {
             let partial = model.with_extension("partial");
-            write(&config, &partial).with_context(|| partial.display().to_string())?;
+            write(&config, format, &partial).with_context(|| partial.display().to_string())?;
             std::fs::rename(&partial, &model)?;
         }
         Ok(Llama { bench: bench.to_path_buf(), model, threads })
@@ -96,6 +151,12 @@ impl Llama {
     }
 }
 
+/// What GGUF calls the architecture.
+fn architecture(config: &Value) -> Result<&str> {
+    let known = config["model_type"].as_str().filter(|ty| ["llama", "qwen2"].contains(ty));
+    known.context("the peer's model is written for shapes of Llama and Qwen2 only")
+}
+
 fn number(config: &Value, key: &str) -> Result<u64> {
     config[key].as_u64().with_context(|| format!("the configuration has no {key}"))
 }
@@ -114,6 +175,10 @@ fn tensors(config: &Value) -> Result<Vec<Tensor>> {
     let head = config["head_dim"].as_u64().unwrap_or(hidden / heads);
     let (q, kv) = (heads * head, kv_heads? * head);
     let tensor = |name: String, dims: &[u64]| Tensor { name, dims: dims.to_vec() };
+    let biases: &[(&str, u64)] = match architecture(config)? {
+        "qwen2" => &[("attn_q", q), ("attn_k", kv), ("attn_v", kv)],
+        _ => &[],
+    };
     let mut all = vec![tensor("token_embd.weight".into(), &[hidden, vocab?])];
     for i in 0..layers? {
         let layer: [(&str, &[u64]); 9] = [
@@ -128,6 +193,7 @@ fn tensors(config: &Value) -> Result<Vec<Tensor>> {
             ("ffn_down", &[inner, hidden]),
         ];
         all.extend(layer.map(|(name, dims)| tensor(format!("blk.{i}.{name}.weight"), dims)));
+        all.extend(biases.iter().map(|(name, n)| tensor(format!("blk.{i}.{name}.bias"), &[*n])));
     }
     all.push(tensor("output_norm.weight".into(), &[hidden]));
     Ok(all)
@@ -139,7 +205,8 @@ fn string(out: &mut Vec<u8>, s: &str) {
 }
 
 /// Everything before the tensors' data.
-fn header(config: &Value, tensors: &[Tensor]) -> Result<Vec<u8>> {
+fn header(config: &Value, format: Format, tensors: &[Tensor]) -> Result<Vec<u8>> {
+    let architecture = architecture(config)?;
     let numbers = [
         ("block_count", "num_hidden_layers"),
         ("context_length", "max_position_embeddings"),
@@ -154,18 +221,18 @@ fn header(config: &Value, tensors: &[Tensor]) -> Result<Vec<u8>> {
     out.extend(3u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
     out.extend((2 + numbers.len() as u64 + reals.len() as u64).to_le_bytes());
-    for (key, value) in [("general.architecture", "llama"), ("tokenizer.ggml.model", "no_vocab")] {
+    for (key, value) in [("general.architecture", architecture), ("tokenizer.ggml.model", "no_vocab")] {
         string(&mut out, key);
         out.extend(STRING_VALUE.to_le_bytes());
         string(&mut out, value);
     }
     for (name, key) in numbers {
-        string(&mut out, &format!("llama.{name}"));
+        string(&mut out, &format!("{architecture}.{name}"));
         out.extend(U32_VALUE.to_le_bytes());
         out.extend((number(config, key)? as u32).to_le_bytes());
     }
     for (name, key) in reals {
-        string(&mut out, &format!("llama.{name}"));
+        string(&mut out, &format!("{architecture}.{name}"));
         out.extend(F32_VALUE.to_le_bytes());
         out.extend((config[key].as_f64().unwrap_or(1e-5) as f32).to_le_bytes());
     }
@@ -174,32 +241,38 @@ fn header(config: &Value, tensors: &[Tensor]) -> Result<Vec<u8>> {
         string(&mut out, &t.name);
         out.extend((t.dims.len() as u32).to_le_bytes());
         out.extend(t.dims.iter().flat_map(|d| d.to_le_bytes()));
-        out.extend(t.ty().to_le_bytes());
+        out.extend(t.ty(format).to_le_bytes());
         out.extend(offset.to_le_bytes());
-        offset = (offset + t.bytes()).next_multiple_of(ALIGN);
+        offset = (offset + t.bytes(format)).next_multiple_of(ALIGN);
     }
     out.resize(out.len().next_multiple_of(ALIGN as usize), 0);
     Ok(out)
 }
 
-fn write(config: &Value, to: &Path) -> Result<()> {
+/// Blocks that are written at a time.
+const AT_ONCE: u64 = 1 << 15;
+
+fn write(config: &Value, format: Format, to: &Path) -> Result<()> {
     let tensors = tensors(config)?;
     let mut file = BufWriter::with_capacity(1 << 20, File::create(to)?);
-    file.write_all(&header(config, &tensors)?)?;
+    file.write_all(&header(config, format, &tensors)?)?;
     let mut state = 88_172_645_463_325_252u64;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
     for t in &tensors {
-        if t.ty() == F32 {
-            t.dims.iter().try_for_each(|n| file.write_all(&1f32.to_le_bytes().repeat(*n as usize)))?;
+        if t.is_vector() {
+            file.write_all(&1f32.to_le_bytes().repeat(t.numbers() as usize))?;
         } else {
-            for _ in 0..t.bytes() / 8 {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                // signs and mantissas at random, of magnitudes from 1/64 to 1/16
-                file.write_all(&(state & 0x80ff_80ff_80ff_80ff | 0x3c00_3c00_3c00_3c00).to_le_bytes())?;
+            let blocks = t.numbers() / BLOCK;
+            for at in (0..blocks).step_by(AT_ONCE as usize) {
+                file.write_all(&format.blocks(&mut random, AT_ONCE.min(blocks - at)))?;
             }
         }
-        let padding = t.bytes().next_multiple_of(ALIGN) - t.bytes();
+        let padding = t.bytes(format).next_multiple_of(ALIGN) - t.bytes(format);
         file.write_all(&[0; ALIGN as usize][..padding as usize])?;
     }
     Ok(file.into_inner().map_err(|e| e.into_error())?.sync_all()?)

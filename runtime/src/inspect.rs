@@ -2,7 +2,7 @@
 //!
 //! Invariants: nothing is loaded but the manifest and the plans, so it is as fast for a large model as for a small one.
 
-use crate::{cli, eval, model::dtype_name};
+use crate::{cli, eval, model::dtype_name, quantization};
 use anyhow::{Context, Result};
 use rvllm_artifact::{
     Artifact, cpu,
@@ -13,7 +13,7 @@ use rvllm_artifact::{
 use rvllm_engine::device::cuda;
 use serde::Serialize;
 use serde_json::Value;
-use std::{env, io, io::Write};
+use std::{collections::BTreeMap, env, io, io::Write};
 
 /// Runs the command.
 pub fn run(args: &cli::Inspect) -> Result<()> {
@@ -69,6 +69,8 @@ pub struct TargetReport<'a> {
     pub arena_bytes: u64,
     /// Bytes of weights as its kernels read them.
     pub weights_bytes: u64,
+    /// How many matrices are values of which scheme, in words; empty where all are numbers.
+    pub quantization: BTreeMap<String, usize>,
     /// Number of kernels.
     pub num_kernels: usize,
     /// Number of launches of a step.
@@ -168,6 +170,7 @@ impl<'a> TargetReport<'a> {
             kernel_bytes: artifact.kernels(target)?.len(),
             arena_bytes: plan.arena_bytes,
             weights_bytes: plan.weights.iter().map(|w| w.bytes().unwrap_or(u64::MAX)).fold(0, u64::saturating_add),
+            quantization: quantization::schemes(plan),
             num_kernels: plan.kernels.len(),
             num_launches: plan.launches.len(),
             max_num_batched_tokens: plan.max_num_batched_tokens,
@@ -236,6 +239,7 @@ mod tests {
             kernel_bytes: 0,
             arena_bytes: 3000,
             weights_bytes: 5000,
+            quantization: BTreeMap::new(),
             num_kernels: 0,
             num_launches: 0,
             max_num_batched_tokens: 0,

@@ -35,6 +35,7 @@ pub mod output;
 pub mod parsers;
 pub mod partial;
 pub mod progress;
+pub mod quantization;
 pub mod run_batch;
 pub mod sampling;
 pub mod serve;

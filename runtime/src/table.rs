@@ -100,12 +100,23 @@ fn of_target(t: &TargetReport<'_>) -> String {
     let (kernels, launches) = (t.num_kernels, t.num_launches);
     let steps = format!("steps of up to {} tokens, {} sequences", t.max_num_batched_tokens, t.max_num_seqs);
     format!(
-        "\ntarget {}: {fits}\n  {} with {}\n  {kernels} kernels ({}), {launches} launches a step, {steps}\n",
+        "\ntarget {}: {fits}\n  {} with {}\n  {}\n  {kernels} kernels ({}), {launches} launches a step, {steps}\n",
         t.target.name,
         t.target.arch,
         if t.target.features.is_empty() { "no features".to_string() } else { t.target.features.join(", ") },
+        quantization(t),
         size(t.kernel_bytes as u64),
     )
+}
+
+/// How its weights are quantised.
+fn quantization(t: &TargetReport<'_>) -> String {
+    let schemes: Vec<String> = t.quantization.iter().map(|(scheme, n)| format!("{n} of {scheme}")).collect();
+    if schemes.is_empty() {
+        "no matrix quantised".to_string()
+    } else {
+        format!("matrices quantised: {}", schemes.join(", "))
+    }
 }
 
 fn of_memory(m: &Memory, max_model_len: u32) -> String {

@@ -2,6 +2,7 @@
 
 mod attention;
 mod gemm;
+mod quantized;
 mod rope;
 mod rows;
 

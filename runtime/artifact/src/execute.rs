@@ -11,11 +11,12 @@ use crate::{
     plan::DType,
     quantize::{self, Scheme},
     recipe::{Part, Recipe},
+    searched::{Matrix, Searched},
     source::{Source, TensorType},
 };
 use std::{
     ops::Range,
-    sync::{Mutex, atomic::AtomicBool, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering},
 };
 
 /// Bytes that a thread makes at a time.
@@ -51,7 +52,16 @@ pub fn execute_chunks(
     chunk_bytes: usize,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let rows = Rows::resolve(recipe, source)?;
+    chunks(Rows::resolve(recipe, source)?, threads, chunk_bytes, sink)
+}
+
+/// All rows in order, about `chunk_bytes` at a time.
+pub(crate) fn chunks(
+    rows: Rows<'_>,
+    threads: usize,
+    chunk_bytes: usize,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let step = (chunk_bytes as u64 / rows.row_bytes.max(1)).clamp(1, rows.len().max(1));
     let mut buffer = vec![0; (step * rows.row_bytes) as usize];
     for start in (0..rows.len()).step_by(step as usize) {
@@ -92,6 +102,8 @@ enum Node<'a> {
         scheme: Scheme,
         part: Part,
         of: Box<Rows<'a>>,
+        /// Scales that its other part is made with, too.
+        shared: Option<Arc<Matrix>>,
     },
     Pack {
         n: u64,
@@ -107,31 +119,50 @@ enum Node<'a> {
 impl<'a> Rows<'a> {
     /// Types of all parts of a recipe, checked.
     pub(crate) fn resolve(recipe: &'a Recipe, source: &'a dyn Source) -> Result<Rows<'a>> {
+        Rows::sharing(recipe, source, None)
+    }
+
+    /// The same, with scales that several recipes need searched for once.
+    pub(crate) fn sharing(recipe: &'a Recipe, source: &'a dyn Source, searched: Option<&Searched>) -> Result<Rows<'a>> {
         recipe.check().map_err(Error::Recipe)?;
-        Rows::through(recipe, source, vec![])
+        Rows::through(recipe, source, searched, vec![])
     }
 
     /// A recipe through each of `casts`.
-    fn through(recipe: &'a Recipe, source: &'a dyn Source, mut casts: Vec<DType>) -> Result<Rows<'a>> {
+    fn through(
+        recipe: &'a Recipe,
+        source: &'a dyn Source,
+        searched: Option<&Searched>,
+        mut casts: Vec<DType>,
+    ) -> Result<Rows<'a>> {
         match recipe {
             Recipe::Tensor(name) => Rows::tensor(name, source, casts),
             Recipe::Cast(dtype, of) => {
                 casts.insert(0, *dtype);
-                Rows::through(of, source, casts)
+                Rows::through(of, source, searched, casts)
             }
             Recipe::Concat(parts) => {
-                let parts = parts.iter().map(|part| Rows::through(part, source, casts.clone()));
+                let parts = parts.iter().map(|part| Rows::through(part, source, searched, casts.clone()));
                 Rows::concat(parts.collect::<Result<_>>()?)
             }
             Recipe::Quantize { to, group, part, of } => {
-                let of = Rows::through(of, source, vec![DType::F32])?;
-                let rows = Rows::quantize(Scheme { to: *to, group: group.map(u64::from) }, *part, of)?;
+                let scheme = Scheme { to: *to, group: group.map(u64::from) };
+                let numbers = Rows::through(of, source, searched, vec![DType::F32])?;
+                let shared = match (&**of, searched) {
+                    (Recipe::Tensor(name), Some(searched)) if scheme.searches() => {
+                        Some(searched.matrix(name, scheme, numbers.len()))
+                    }
+                    _ => None,
+                };
+                let rows = Rows::quantize(scheme, *part, numbers, shared)?;
                 cast_type(rows.ty.dtype, &casts)?;
                 Ok(rows)
             }
-            Recipe::Pack { n, k, of } => Rows::pack(u64::from(*n), u64::from(*k), Rows::through(of, source, casts)?),
+            Recipe::Pack { n, k, of } => {
+                Rows::pack(u64::from(*n), u64::from(*k), Rows::through(of, source, searched, casts)?)
+            }
             Recipe::Blocks { k, matrices, of } => {
-                Rows::blocks(u64::from(*k), u64::from(*matrices), Rows::through(of, source, casts)?)
+                Rows::blocks(u64::from(*k), u64::from(*matrices), Rows::through(of, source, searched, casts)?)
             }
             Recipe::RopeTable { inv_freq, factor, positions } => {
                 let shape = vec![u64::from(*positions), 2, inv_freq.len() as u64];
@@ -160,7 +191,7 @@ impl<'a> Rows<'a> {
         Rows::new(ty, Node::Concat(parts))
     }
 
-    fn quantize(scheme: Scheme, part: Part, of: Rows<'a>) -> Result<Rows<'a>> {
+    fn quantize(scheme: Scheme, part: Part, of: Rows<'a>, shared: Option<Arc<Matrix>>) -> Result<Rows<'a>> {
         let [rows, columns] = of.ty.shape[..] else {
             return Err(Error::Recipe(format!("quantisation of {}, expected two dimensions", of.ty)));
         };
@@ -173,7 +204,7 @@ impl<'a> Rows<'a> {
             (Part::Scales, None) => TensorType { dtype: DType::F32, shape: vec![rows] },
             (Part::Scales, Some(_)) => TensorType { dtype: DType::F16, shape: vec![rows, columns / group] },
         };
-        Rows::new(ty, Node::Quantize { scheme, part, of: Box::new(of) })
+        Rows::new(ty, Node::Quantize { scheme, part, of: Box::new(of), shared })
     }
 
     fn pack(n: u64, k: u64, of: Rows<'a>) -> Result<Rows<'a>> {
@@ -272,7 +303,9 @@ impl<'a> Rows<'a> {
                 Ok(())
             }
             Node::Concat(parts) => fill_concat(parts, rows, out),
-            Node::Quantize { scheme, part, of } => self.fill_quantized(*scheme, *part, of, rows, out),
+            Node::Quantize { scheme, part, of, shared } => {
+                self.fill_quantized((*scheme, *part), of, shared.as_deref(), rows, out)
+            }
             Node::Pack { n, k, of } => self.fill_panels(*n, *k, of, rows, out),
             Node::Blocks { matrices, of } => self.fill_blocks(*matrices, of, rows, out),
         }
@@ -301,17 +334,31 @@ impl<'a> Rows<'a> {
 
     fn fill_quantized(
         &self,
-        scheme: Scheme,
-        part: Part,
+        (scheme, part): (Scheme, Part),
         of: &Rows<'_>,
+        shared: Option<&Matrix>,
         rows: Range<u64>,
         out: &mut [u8],
     ) -> Result<()> {
-        let mut numbers = vec![0; of.row_bytes as usize];
+        let mut buffer = vec![0; of.row_bytes as usize];
+        let mut numbers = |row| of.fill(row, &mut buffer).map(|()| quantize::numbers(&buffer));
+        let refused = |problem: String| Error::Recipe(format!("{}: {problem}", of.ty));
         for (row, out) in rows.zip(out.chunks_exact_mut(self.row_bytes as usize)) {
-            of.fill(row, &mut numbers)?;
-            quantize::row(scheme, part, &numbers, out)
-                .map_err(|problem| Error::Recipe(format!("{}: {problem}", of.ty)))?;
+            let Some(shared) = shared else {
+                quantize::row(scheme, part, &numbers(row)?, out).map_err(refused)?;
+                continue;
+            };
+            let mut read = if part == Part::Values { Some(numbers(row)?) } else { None };
+            let scales = shared.scales(row, || {
+                let numbers = match read.take() {
+                    Some(read) => read,
+                    None => numbers(row)?,
+                };
+                let scales = quantize::search(scheme, &numbers).map_err(refused);
+                read = Some(numbers);
+                scales
+            })?;
+            quantize::scaled(scheme, part, read.as_deref().unwrap_or_default(), &scales, out);
         }
         Ok(())
     }

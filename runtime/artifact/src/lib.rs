@@ -49,6 +49,7 @@ pub mod plan;
 mod quantize;
 pub mod quantized;
 pub mod recipe;
+mod searched;
 pub mod source;
 pub mod stream;
 pub mod write;

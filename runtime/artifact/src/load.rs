@@ -9,6 +9,7 @@ use crate::{
     map,
     open::Artifact,
     plan::{Plan, Weight},
+    searched::Searched,
     source::Source,
     write::{ALIGNMENT, check_recipe},
 };
@@ -76,7 +77,9 @@ impl LoadedWeights {
     /// largest.
     fn made(plan: &Plan, source: &dyn Source, threads: usize) -> Result<LoadedWeights> {
         plan.weights.iter().try_for_each(|weight| check_recipe(weight, source))?;
-        let rows = plan.weights.iter().map(|w| Rows::resolve(&w.recipe, source)).collect::<Result<Vec<_>>>()?;
+        let searched = Searched::default();
+        let rows = plan.weights.iter().map(|w| Rows::sharing(&w.recipe, source, Some(&searched)));
+        let rows = rows.collect::<Result<Vec<_>>>()?;
         let places = layout(&plan.weights)?;
         let mut memory = map::anonymous(places.last().map_or(0, |place| place.end))?;
         let (mut jobs, mut rest, mut at) = (vec![], &mut memory[..], 0);

@@ -23,20 +23,28 @@ const E4M3: f32 = 448.0;
 /// A row whose largest magnitude is below this is scaled as if it had it, so that no scale's inverse is infinite.
 const LEAST: f32 = 1e-30;
 
-/// Makes values or scales of a row, little-endian f32; `out` holds exactly these.
+impl Scheme {
+    /// Whether the scales of a row are searched for, which takes as long as all else.
+    pub(crate) fn searches(self) -> bool {
+        self.group.is_some()
+    }
+}
+
+/// Numbers of a row, little-endian f32.
+pub(crate) fn numbers(row: &[u8]) -> Vec<f32> {
+    row.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+/// Makes values or scales of a row; `out` holds exactly these.
 ///
 /// # Errors
 /// A scale that f16 does not hold.
-pub(crate) fn row(scheme: Scheme, part: Part, row: &[u8], out: &mut [u8]) -> Result<(), String> {
-    let numbers: Vec<f32> = row.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    match (scheme.group, scheme.to) {
-        (Some(group), DType::U4) => groups::<8>(&numbers, group as usize, part, out),
-        (Some(group), _) => groups::<128>(&numbers, group as usize, part, out),
-        (None, to) => {
-            whole(&numbers, to, part, out);
-            Ok(())
-        }
+pub(crate) fn row(scheme: Scheme, part: Part, numbers: &[f32], out: &mut [u8]) -> Result<(), String> {
+    match scheme.group {
+        Some(_) => scaled(scheme, part, numbers, &search(scheme, numbers)?, out),
+        None => whole(numbers, scheme.to, part, out),
     }
+    Ok(())
 }
 
 /// One scale: the largest magnitude becomes the largest value.
@@ -47,7 +55,7 @@ fn whole(numbers: &[f32], to: DType, part: Part, out: &mut [u8]) {
         Part::Scales => out.copy_from_slice(&(largest / most).to_le_bytes()),
         Part::Values => {
             let inverse = most / largest;
-            let integer = |x: f32| (x.round_ties_even().clamp(-128.0, I8) as i8).cast_unsigned();
+            let integer = |x: f32| (round_to_integer(x.clamp(-128.0, I8)) as i8).cast_unsigned();
             let pairs = out.iter_mut().zip(numbers);
             match to {
                 DType::F8e4m3 => pairs.for_each(|(out, x)| *out = convert::e4m3_bits(x * inverse)),
@@ -57,19 +65,31 @@ fn whole(numbers: &[f32], to: DType, part: Part, out: &mut [u8]) {
     }
 }
 
-fn groups<const ZERO: i32>(numbers: &[f32], group: usize, part: Part, out: &mut [u8]) -> Result<(), String> {
-    let each = out.len() / (numbers.len() / group).max(1);
-    for (numbers, out) in numbers.chunks_exact(group).zip(out.chunks_exact_mut(each.max(1))) {
-        let scale = best_scale::<ZERO>(numbers);
-        if !scale.is_finite() {
-            return Err("numbers whose scale is larger than f16 holds".into());
-        }
+/// The scale of each group of a row.
+///
+/// # Errors
+/// A scale that f16 does not hold.
+pub(crate) fn search(scheme: Scheme, numbers: &[f32]) -> Result<Box<[f16]>, String> {
+    let group = scheme.group.map_or(numbers.len(), |group| group as usize).max(1);
+    let best = if scheme.to == DType::U4 { best_scale::<8> } else { best_scale::<128> };
+    let scale = |numbers| {
+        let scale = f16::from_f32(best(numbers));
+        scale.is_finite().then_some(scale).ok_or("numbers whose scale is larger than f16 holds")
+    };
+    Ok(numbers.chunks_exact(group).map(scale).collect::<Result<_, _>>()?)
+}
+
+/// Makes values or scales of a row whose groups have these scales; for scales, `numbers` may be empty.
+pub(crate) fn scaled(scheme: Scheme, part: Part, numbers: &[f32], scales: &[f16], out: &mut [u8]) {
+    let each = (out.len() / scales.len().max(1)).max(1);
+    let group = (numbers.len() / scales.len().max(1)).max(1);
+    let of_values = if scheme.to == DType::U4 { values::<8> } else { values::<128> };
+    for (i, (scale, out)) in scales.iter().zip(out.chunks_exact_mut(each)).enumerate() {
         match part {
-            Part::Scales => out.copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
-            Part::Values => values::<ZERO>(numbers, scale, out),
+            Part::Scales => out.copy_from_slice(&scale.to_le_bytes()),
+            Part::Values => of_values(&numbers[i * group..][..group], scale.to_f32(), out),
         }
     }
-    Ok(())
 }
 
 /// Unsigned values around `ZERO`: bytes, or pairs of 4 bits, the first in the low ones.
@@ -91,7 +111,14 @@ fn inverse(scale: f32) -> f32 {
 
 /// The signed level of a number.
 fn level<const ZERO: i32>(x: f32, inverse: f32) -> f32 {
-    (x * inverse).round_ties_even().clamp(-ZERO as f32, (ZERO - 1) as f32)
+    round_to_integer((x * inverse).clamp(-ZERO as f32, (ZERO - 1) as f32))
+}
+
+/// A number of magnitude below 2^22 rounded to nearest even. Why not by its own instruction: the oldest x86-64 has none, and a call for
+/// each number takes most of the search's time; next to 1.5 * 2^23 numbers are integers.
+fn round_to_integer(x: f32) -> f32 {
+    const INTEGERS: f32 = 12_582_912.0;
+    (x + INTEGERS) - INTEGERS
 }
 
 /// Levels that the number of the largest magnitude may take, the lowest first: then those around the ends of the range,
@@ -163,4 +190,16 @@ fn sum(numbers: &[f32], term: impl Fn(f32) -> f32) -> f32 {
         sums.iter_mut().zip(lane).for_each(|(sum, x)| *sum += term(*x));
     }
     sums.iter().sum::<f32>() + rest.iter().map(|x| term(*x)).sum::<f32>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_rounded_to_nearest_even() {
+        for x in (-1100..=1100).map(|n| n as f32 / 8.0).chain([0.499_999_97, -0.499_999_97, 127.499_99, 1e-30]) {
+            assert_eq!(round_to_integer(x), x.round_ties_even(), "{x}");
+        }
+    }
 }

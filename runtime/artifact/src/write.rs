@@ -9,11 +9,12 @@
 
 use crate::{
     error::{Error, Result},
-    execute,
+    execute::{self, Rows},
     header::{self, hex},
     manifest::{FORMAT, Manifest},
     open::{Artifact, MANIFEST},
     plan::Weight,
+    searched::Searched,
     source::{Source, TensorType},
 };
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -112,8 +113,10 @@ impl Writer {
         let layout = Layout::of(&weights)?;
         self.start(entry, layout.header.len() as u64 + layout.data_bytes)?;
         self.write(&layout.header)?;
+        let searched = Searched::default();
         for (weight, padding) in weights.iter().zip(layout.padding) {
-            execute::execute_chunks(&weight.recipe, source, threads, CHUNK, &mut |bytes| {
+            let rows = Rows::sharing(&weight.recipe, source, Some(&searched))?;
+            execute::chunks(rows, threads, CHUNK, &mut |bytes| {
                 self.write(bytes)?;
                 if progress(bytes.len() as u64).is_break() { Err(Error::Interrupted) } else { Ok(()) }
             })?;

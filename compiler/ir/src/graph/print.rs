@@ -64,7 +64,7 @@ fn call_attributes(call: &Call) -> Vec<String> {
         Call::Embed { values: None } | Call::LogitStats => vec![],
         Call::Embed { values: Some(Dequantize { group, out }) } => {
             let scales = group.map_or(Scales::Rows, Scales::Groups);
-            scales_of(scales).into_iter().chain([format!("out = {out}")]).collect()
+            scales_of(scales).chain([format!("out = {out}")]).collect()
         }
         Call::RmsNorm { eps, residual, rows, quantize: how } => {
             let mut attrs = vec![format!("eps = {eps:?}")];
@@ -106,13 +106,15 @@ fn gemm(epilogue: Epilogue, scales: Scales, out: DType) -> Vec<String> {
     flags.chain(scales_of(scales)).chain([format!("out = {out}")]).collect()
 }
 
-fn scales_of(scales: Scales) -> Option<String> {
-    match scales {
-        Scales::None => None,
-        Scales::Rows => Some("scales = rows".to_string()),
-        Scales::Groups(n) => Some(format!("scales = {n}")),
-        Scales::GroupsWithZeros(n) => Some(format!("zeros = {n}")),
-    }
+fn scales_of(scales: Scales) -> impl Iterator<Item = String> {
+    let (columns, zeros) = match scales {
+        Scales::None => (None, false),
+        Scales::Rows => (Some("rows".to_string()), false),
+        Scales::Groups(n) => (Some(n.to_string()), false),
+        Scales::GroupsWithZeros(n) => (Some(n.to_string()), true),
+    };
+    let zeros = zeros.then(|| "zeros".to_string());
+    columns.map(|columns| format!("scales = {columns}")).into_iter().chain(zeros)
 }
 
 fn attend(a: &Attention) -> Vec<String> {

@@ -20,7 +20,7 @@ impl<'a> Attrs<'a> {
         Attrs { items: vec![], loc }
     }
 
-    fn error(&self, message: String) -> Diagnostic {
+    pub(crate) fn error(&self, message: String) -> Diagnostic {
         Diagnostic::new(message, Some(self.loc.clone()))
     }
 

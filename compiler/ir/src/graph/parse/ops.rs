@@ -121,8 +121,7 @@ fn missing_to(at: Loc) -> crate::Diagnostic {
 fn embed(a: &mut Attrs<'_>) -> Read<Call> {
     let group = match scales(a)? {
         Scales::None => return Ok(Call::Embed { values: None }),
-        Scales::Rows => None,
-        Scales::Groups(n) | Scales::GroupsWithZeros(n) => Some(n),
+        scales => scales.group(),
     };
     Ok(Call::Embed { values: Some(Dequantize { group, out: a.required_dtype("out")? }) })
 }
@@ -133,11 +132,8 @@ fn quantize(a: &mut Attrs<'_>) -> Read<Option<Quantize>> {
     Ok(Some(Quantize { to, group: a.optional("group")? }))
 }
 
-/// `rows`, or the columns that share a scale; `zeros` are those that share a scale and a zero.
+/// `rows`, or the columns that share a scale.
 fn scales(a: &mut Attrs<'_>) -> Read<Scales> {
-    if let Some(columns) = a.optional("zeros")? {
-        return Ok(Scales::GroupsWithZeros(columns));
-    }
     let read = |s: &str| match s {
         "rows" => Some(Scales::Rows),
         columns => columns.parse().ok().map(Scales::Groups),
@@ -145,9 +141,18 @@ fn scales(a: &mut Attrs<'_>) -> Read<Scales> {
     Ok(a.optional_with("scales", read)?.unwrap_or_default())
 }
 
+/// The same, where each group may have a zero.
+fn scales_and_zeros(a: &mut Attrs<'_>) -> Read<Scales> {
+    match (scales(a)?, a.flag("zeros")?) {
+        (Scales::Groups(columns), true) => Ok(Scales::GroupsWithZeros(columns)),
+        (_, true) => Err(a.error("attribute `zeros` needs groups: `scales = COLUMNS`".to_string())),
+        (scales, false) => Ok(scales),
+    }
+}
+
 fn gemm(a: &mut Attrs<'_>) -> Read<Call> {
     let epilogue = Epilogue { bias: a.flag("bias")?, silu_mul: a.flag("silu_mul")?, residual: a.flag("residual")? };
-    Ok(Call::Gemm { epilogue, scales: scales(a)?, out: a.required_dtype("out")? })
+    Ok(Call::Gemm { epilogue, scales: scales_and_zeros(a)?, out: a.required_dtype("out")? })
 }
 
 fn rope_kv_write(a: &mut Attrs<'_>) -> Read<Call> {
