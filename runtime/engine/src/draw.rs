@@ -1,8 +1,9 @@
 //! From a row of logits to a token at random, reading as little of the row as the choice needs.
 //!
 //! What each run of logits weighs is known, so that a place drawn on the line of all runs tells which run to read. Where
-//! min_p, top_k or top_p leave only some tokens, a token is drawn of all, and taken if it is one of those: that reads the
-//! runs with likelier tokens alone. Which tokens they are is found out where several draws fail, or one is undecided.
+//! min_p, top_k or top_p leave only some tokens, or a grammar permits only some, a token is drawn of all, and taken if it is
+//! one of those: that reads the runs with likelier tokens alone. Which tokens they are is found out where several draws fail,
+//! or one is undecided.
 //!
 //! Invariants:
 //! - a choice is a function of the row, the parameters and the random number alone;
@@ -68,6 +69,22 @@ impl<'a> Weights<'a> {
         let kept = self.candidates(lines.runs.total());
         let drawn = undecided.filter(|id| kept.iter().any(|(kept, _)| kept == id));
         drawn.or_else(|| choose_of(&kept, again(u, DRAWS))).unwrap_or_else(|| self.row.argmax())
+    }
+
+    /// The token at fraction `u` of those that are permitted, where few draws of all find one; else the fraction for a
+    /// choice from the row without the others. A draw that is taken has the probability that it has among those permitted.
+    pub(crate) fn choose_permitted(
+        &self,
+        lines: &mut Lines,
+        u: f64,
+        permits: impl Fn(u32) -> bool,
+    ) -> Result<u32, f64> {
+        if !self.leaves_all() || self.params.top_p < 1.0 {
+            return Err(u);
+        }
+        lines.runs.lay_runs(self.scale, self.row.block_max, self.row.block_sum);
+        let drawn = (0..DRAWS).find_map(|draw| self.draw(lines, again(u, draw)).filter(|token| permits(token.id)));
+        drawn.map(|token| token.id).ok_or_else(|| again(u, DRAWS))
     }
 
     /// The token at fraction `u` of all.
@@ -290,6 +307,35 @@ pub(crate) mod tests {
             let edge = (end - u * total).min(u * total - (end - weights.of(logits[expected])));
             prop_assume!(edge > 1e-5 * total, "rounding decides");
             prop_assert_eq!(weights.choose(&mut Lines::default(), u) as usize, expected);
+        }
+
+        /// So are those that are permitted, of which few draws may find none.
+        #[test]
+        fn permitted_tokens_are_chosen_as_often_as_they_weigh(
+            logits in logits(), temperature in 0.2f32..2.0, every in 2usize..40, seed: u64,
+        ) {
+            const DRAWS: u64 = 8_000;
+            let p = SamplingParams { temperature, ..SamplingParams::default() };
+            let permits = |id: usize| id.is_multiple_of(every);
+            let masked: Vec<f32> =
+                logits.iter().enumerate().map(|(i, l)| if permits(i) { *l } else { f32::NEG_INFINITY }).collect();
+            let (mut blocks, mut masked_blocks, mut lines) = (Blocks::default(), Blocks::default(), Lines::default());
+            let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
+            let masked_row = Row::of_changed(&masked, Some(temperature), &mut masked_blocks);
+            let (weights, masked_weights) = (Weights::new(&row, &p), Weights::new(&masked_row, &p));
+            let mut counts = vec![0u32; logits.len()];
+            for draw in 0..DRAWS {
+                let found = weights.choose_permitted(&mut lines, random::uniform(seed, 1, draw), |id| permits(id as usize));
+                counts[found.unwrap_or_else(|u| masked_weights.choose(&mut lines, u)) as usize] += 1;
+            }
+            let weight = |i: usize| if permits(i) { weights.of(logits[i]) } else { 0.0 };
+            let total: f64 = (0..logits.len()).map(weight).sum();
+            let expected = |i: usize| weight(i) / total * DRAWS as f64;
+            prop_assert!((0..logits.len()).all(|i| counts[i] == 0 || expected(i) > 0.0));
+            let common: Vec<usize> = (0..logits.len()).filter(|i| expected(*i) >= 20.0).collect();
+            let squares = common.iter().map(|i| (f64::from(counts[*i]) - expected(*i)).powi(2) / expected(*i));
+            let (statistic, freedom) = (squares.sum::<f64>(), common.len() as f64);
+            prop_assert!(statistic < freedom + 6.0 * (2.0 * freedom).sqrt() + 20.0, "{statistic} of {freedom}");
         }
 
         /// Whether a token is left is told, where it is told, as the list of all those that are left has it.

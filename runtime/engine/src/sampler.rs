@@ -103,14 +103,41 @@ impl Sampler {
         let mask = mask.as_deref();
         let forced = self.thinking.as_ref().and_then(|budget| budget.forced(&self.output));
         let forced = forced.filter(|token| mask.is_none_or(|mask| mask.allows(*token)));
-        let token = match (self.changed(mask, row, &mut scratch.changed), mask) {
-            _ if forced.is_some() => forced.unwrap_or_default(),
-            (Some(changed), Some(mask)) if changed.max == f32::NEG_INFINITY => likeliest_allowed(mask, row),
-            (changed, _) => self.choose(&changed.unwrap_or(*row), &mut scratch.lines),
-        };
+        let token = forced.unwrap_or_else(|| self.next(mask, row, scratch));
         self.note(token);
         self.follow(token, mask.is_some_and(Mask::is_accepting), scratch);
         Ok(token)
+    }
+
+    /// The next token, of those that `mask` has.
+    fn next(&self, mask: Option<&Mask>, row: &Row<'_>, scratch: &mut Scratch) -> u32 {
+        let u = random::uniform(self.rules.seed, u64::from(self.index), self.output.len() as u64);
+        let u = match self.unmasked(mask, row, &mut scratch.lines, u) {
+            Ok(token) => return token,
+            Err(u) => u,
+        };
+        match (self.changed(mask, row, &mut scratch.changed), mask) {
+            (Some(changed), Some(mask)) if changed.max == f32::NEG_INFINITY => likeliest_allowed(mask, row),
+            (changed, _) => self.choose(&changed.unwrap_or(*row), &mut scratch.lines, u),
+        }
+    }
+
+    /// A token that `mask` has, by the row as it is: most tokens that a model likes are grammatical. Else the random number
+    /// for a choice from the changed row.
+    fn unmasked(&self, mask: Option<&Mask>, row: &Row<'_>, lines: &mut Lines, u: f64) -> Result<u32, f64> {
+        let Some(mask) = mask.filter(|_| !self.changes_logits()) else { return Err(u) };
+        let permits = |id: u32| self.permits(mask, id);
+        match self.params().is_greedy() {
+            true => Some(row.argmax()).filter(|id| permits(*id)).ok_or(u),
+            false => Weights::new(row, self.params()).choose_permitted(lines, u, permits),
+        }
+    }
+
+    /// Whether a token may come next where nothing but a grammar forbids any: as [`Sampler::keep_grammatical`] has it.
+    fn permits(&self, mask: &Mask, id: u32) -> bool {
+        let p = self.params();
+        let ends = p.ignore_eos && self.rules.end_tokens.contains(&id);
+        mask.allows(id) && !ends || mask.is_accepting() && p.stop_token_ids.contains(&id)
     }
 
     /// The row with bias, penalties and what must not be chosen, the tokens outside of `mask` too; `None` where that is
@@ -248,12 +275,11 @@ impl Sampler {
         }
     }
 
-    fn choose(&self, row: &Row<'_>, lines: &mut Lines) -> u32 {
+    fn choose(&self, row: &Row<'_>, lines: &mut Lines, u: f64) -> u32 {
         let p = self.params();
         if p.is_greedy() || row.max == f32::NEG_INFINITY {
             return self.most_likely(row);
         }
-        let u = random::uniform(self.rules.seed, u64::from(self.index), self.output.len() as u64);
         Weights::new(row, p).choose(lines, u)
     }
 
