@@ -151,7 +151,8 @@ impl<'a> Row<'a> {
     /// The tokens of run `block` with a logit of at least `bound`.
     fn find(&self, block: usize, bound: f32, found: &mut Vec<TokenLogit>) {
         for (part, logits) in self.block(block).chunks(EQUAL_RUN).enumerate() {
-            if largest(logits) >= bound {
+            // without an early end all of them are compared at once
+            if logits.iter().fold(false, |found, l| found | (*l >= bound)) {
                 let first = self.first_id(block) + (part * EQUAL_RUN) as u32;
                 let tokens = (first..).zip(logits).map(|(id, logit)| TokenLogit { id, logit: *logit });
                 found.extend(tokens.filter(|t| t.logit >= bound));

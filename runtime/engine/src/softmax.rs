@@ -174,7 +174,13 @@ pub(crate) fn largest(logits: &[f32]) -> f32 {
             *lane = if *logit > *lane { *logit } else { *lane };
         }
     }
-    rest.iter().chain(&lanes).copied().fold(f32::NEG_INFINITY, f32::max)
+    let mut few = [f32::NEG_INFINITY; LANES];
+    for part in lanes.as_chunks::<LANES>().0 {
+        for (lane, other) in few.iter_mut().zip(part) {
+            *lane = if *other > *lane { *other } else { *lane };
+        }
+    }
+    rest.iter().chain(&few).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// Copies those logits into `kept` whose bits are set, 32 to a word from the lowest on.
