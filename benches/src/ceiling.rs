@@ -22,7 +22,7 @@ pub fn read_bandwidth(threads: usize) -> f64 {
     median((0..RUNS).map(|_| pass()).collect())
 }
 
-/// Eight independent sums, so that loads and not additions are what takes time.
+/// Independent sums, so that loads and not additions are what takes time.
 fn sum(part: &[u64]) -> u64 {
     let mut sums = [0u64; 32];
     for line in part.chunks_exact(32) {

@@ -11,10 +11,10 @@ use std::{
 
 /// Alignment of tensors in the file.
 const ALIGN: u64 = 32;
+/// Numbers that share a scale in GGUF's blocks.
+const BLOCK: u64 = 32;
 /// GGUF's number of f32.
 const F32: u32 = 0;
-/// Numbers that share a scale in its blocks.
-const BLOCK: u64 = 32;
 /// The same of metadata.
 const U32_VALUE: u32 = 4;
 const F32_VALUE: u32 = 6;

@@ -4,7 +4,7 @@ use crate::{Numbers, Run, Symbols, assert_close, tolerance};
 use rvllm_ir::{DType, Sym, graph::Epilogue, tile::MemLayout};
 use rvllm_kernels::{Gemm, gemm};
 
-const PLAIN: Epilogue = Epilogue { bias: false, silu_mul: false, residual: false };
+pub(crate) const PLAIN: Epilogue = Epilogue { bias: false, silu_mul: false, residual: false };
 
 fn spec(n: usize, k: usize, dtype: DType, epilogue: Epilogue) -> Gemm {
     let weight = MemLayout::Panel { n: 4, k: if dtype == DType::Bf16 { 2 } else { 1 } };
@@ -67,19 +67,24 @@ impl Inputs {
     }
 
     fn expected(&self, s: &Gemm, m: usize) -> Vec<f32> {
-        let element = |at: usize| {
-            let (i, j) = (at / s.n, at % s.n);
-            let mut c = self.product(s, i, j);
-            if s.epilogue.silu_mul {
-                c = c / (1.0 + (-c).exp()) * self.product(s, i, s.n + j);
-            }
-            if s.epilogue.residual {
-                c += f64::from(self.residual[at]);
-            }
-            c as f32
-        };
-        (0..m * s.n).map(element).collect()
+        with_epilogue(s, m, |i, row| self.product(s, i, row), &self.residual)
     }
+}
+
+/// What a product of `m` rows leaves; `product` is row `i` of a times row `row` of the weight, with its bias.
+pub(crate) fn with_epilogue(s: &Gemm, m: usize, product: impl Fn(usize, usize) -> f64, residual: &[f32]) -> Vec<f32> {
+    let element = |at: usize| {
+        let (i, j) = (at / s.n, at % s.n);
+        let mut c = product(i, j);
+        if s.epilogue.silu_mul {
+            c = c / (1.0 + (-c).exp()) * product(i, s.n + j);
+        }
+        if s.epilogue.residual {
+            c += f64::from(residual[at]);
+        }
+        c as f32
+    };
+    (0..m * s.n).map(element).collect()
 }
 
 #[test]

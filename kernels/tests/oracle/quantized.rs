@@ -3,7 +3,10 @@
 //!
 //! Products of integers are exact, so that sums in 64-bit integers are what they must be; only scaling rounds.
 
-use crate::{Numbers, Run, Symbols, assert_close};
+use crate::{
+    Numbers, Run, Symbols, assert_close,
+    gemm::{PLAIN, with_epilogue},
+};
 use rvllm_ir::{
     DType, Sym,
     graph::{Epilogue, Quantize},
@@ -11,7 +14,6 @@ use rvllm_ir::{
 };
 use rvllm_kernels::{Embed, Gemm, QuantizeRows, Quantized, embed, gemm, quantize_rows};
 
-const PLAIN: Epilogue = Epilogue { bias: false, silu_mul: false, residual: false };
 const ALL: Epilogue = Epilogue { bias: true, silu_mul: true, residual: true };
 
 /// `n` integers of all of this range.
@@ -116,18 +118,7 @@ impl Operands {
     }
 
     fn expected(&self, s: &Gemm, m: usize) -> Vec<f32> {
-        let element = |at: usize| {
-            let (i, j) = (at / s.n, at % s.n);
-            let mut c = self.product(s, i, j);
-            if s.epilogue.silu_mul {
-                c = c / (1.0 + (-c).exp()) * self.product(s, i, s.n + j);
-            }
-            if s.epilogue.residual {
-                c += f64::from(self.residual[at]);
-            }
-            c as f32
-        };
-        (0..m * s.n).map(element).collect()
+        with_epilogue(s, m, |i, row| self.product(s, i, row), &self.residual)
     }
 
     /// Row `i` alone.

@@ -247,6 +247,15 @@ pub(crate) mod tests {
         weights.candidates(total).iter().map(|(id, _)| *id as usize).collect()
     }
 
+    /// Pearson's test of tokens that are expected at least 20 times: its statistic lies within six standard deviations.
+    fn check_frequencies(counts: &[u32], expected: impl Fn(usize) -> f64) -> Result<(), TestCaseError> {
+        let common: Vec<usize> = (0..counts.len()).filter(|i| expected(*i) >= 20.0).collect();
+        let squares = common.iter().map(|i| (f64::from(counts[*i]) - expected(*i)).powi(2) / expected(*i));
+        let (statistic, freedom) = (squares.sum::<f64>(), common.len() as f64);
+        prop_assert!(statistic < freedom + 6.0 * (2.0 * freedom).sqrt() + 20.0, "{statistic} of {freedom}");
+        Ok(())
+    }
+
     fn logits() -> impl Strategy<Value = Vec<f32>> {
         proptest::collection::vec(prop_oneof![4 => -9.0f32..0.0, 1 => -2.0f32..3.0], 1..1500)
     }
@@ -254,8 +263,7 @@ pub(crate) mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
-        /// Over many places every token is chosen as often as it should be: the statistic of Pearson's test, of tokens that
-        /// are expected at least 20 times, lies within six standard deviations.
+        /// Over many places every token is chosen as often as it should be.
         #[test]
         fn tokens_are_chosen_as_often_as_they_weigh(
             logits in logits(), temperature in 0.2f32..2.0, min_p in prop_oneof![Just(0.0f32), 0.0f32..0.9],
@@ -282,10 +290,7 @@ pub(crate) mod tests {
             let others = (0..logits.len()).filter(|i| counts[*i] > 0 && expected(*i) <= 0.0).count();
             prop_assert!(others <= usize::from(top_p < 1.0), "{others} others");
             prop_assume!(others == 0);
-            let common: Vec<usize> = (0..logits.len()).filter(|i| expected(*i) >= 20.0).collect();
-            let squares = common.iter().map(|i| (f64::from(counts[*i]) - expected(*i)).powi(2) / expected(*i));
-            let (statistic, freedom) = (squares.sum::<f64>(), common.len() as f64);
-            prop_assert!(statistic < freedom + 6.0 * (2.0 * freedom).sqrt() + 20.0, "{statistic} of {freedom}");
+            check_frequencies(&counts, expected)?;
         }
     }
 
@@ -332,10 +337,7 @@ pub(crate) mod tests {
             let total: f64 = (0..logits.len()).map(weight).sum();
             let expected = |i: usize| weight(i) / total * DRAWS as f64;
             prop_assert!((0..logits.len()).all(|i| counts[i] == 0 || expected(i) > 0.0));
-            let common: Vec<usize> = (0..logits.len()).filter(|i| expected(*i) >= 20.0).collect();
-            let squares = common.iter().map(|i| (f64::from(counts[*i]) - expected(*i)).powi(2) / expected(*i));
-            let (statistic, freedom) = (squares.sum::<f64>(), common.len() as f64);
-            prop_assert!(statistic < freedom + 6.0 * (2.0 * freedom).sqrt() + 20.0, "{statistic} of {freedom}");
+            check_frequencies(&counts, expected)?;
         }
 
         /// Whether a token is left is told, where it is told, as the list of all those that are left has it.
