@@ -109,7 +109,9 @@ impl<'a> Weights<'a> {
         if top_k != 0 && self.has_runs_above(token.logit, most) {
             return Some(false);
         }
-        let (all, target) = (self.leaves_all(), self.top_p() * runs.total());
+        // Without top_p the rounding of sums leaves none out.
+        let target = if self.params.top_p < 1.0 { self.top_p() * runs.total() } else { f64::INFINITY };
+        let all = self.leaves_all();
         if all && self.most_before(token.logit, runs) < target {
             return Some(true);
         }
@@ -340,7 +342,7 @@ pub(crate) mod tests {
             check_frequencies(&counts, expected)?;
         }
 
-        /// Whether a token is left is told, where it is told, as the list of all those that are left has it.
+        /// Whether a token is left is told, where it is told, as the definitions of min_p, top_k and top_p have it.
         #[test]
         fn tokens_are_kept_that_are_candidates(
             logits in logits(), temperature in 0.2f32..2.0, min_p in prop_oneof![Just(0.0f32), 0.0f32..0.9],
@@ -354,13 +356,23 @@ pub(crate) mod tests {
             let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
             let weights = Weights::new(&row, &p);
             runs.lay_runs(weights.scale, row.block_max, row.block_sum);
-            let kept = kept(&row, &p);
             let mut order = row.top(logits.len());
+            let most = usize::try_from(top_k).ok().filter(|k| *k > 0).unwrap_or(usize::MAX);
+            let likelier = |token: &TokenLogit| logits.iter().filter(|l| **l > token.logit).count();
+            let left: Vec<_> =
+                order.iter().filter(|t| weights.of(t.logit) >= f64::from(min_p) && likelier(t) < most).copied().collect();
+            let total: f64 = left.iter().map(|t| weights.of(t.logit)).sum();
+            let candidates = kept(&row, &p);
             order.rotate_left(at % logits.len());
             for token in order.into_iter().take(40) {
-                let (told, is) = (weights.keeps(token, &runs), kept.contains(&(token.id as usize)));
-                let edge = kept.last() == Some(&(token.id as usize)) || kept.len() == 1 + row.top(kept.len()).len();
-                prop_assert!(told.is_none_or(|told| told == is) || edge && top_p < 1.0, "{token:?}: {told:?} {kept:?}");
+                let before: f64 = left.iter().take_while(|t| t.id != token.id).map(|t| weights.of(t.logit)).sum();
+                let (told, target) = (weights.keeps(token, &runs), f64::from(top_p) * total);
+                // Sums in different orders differ; without top_p there is none to reach.
+                let edge = top_p < 1.0 && (before - target).abs() < 1e-5 * total;
+                let is = left.iter().any(|t| t.id == token.id) && (top_p >= 1.0 || before < target);
+                prop_assert!(told.is_none_or(|told| told == is) || edge, "{token:?}: {told:?}, {is} by definition");
+                let listed = candidates.contains(&(token.id as usize));
+                prop_assert!(listed == is || edge, "{token:?}: {listed} listed, {is} by definition");
             }
         }
 
