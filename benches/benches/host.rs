@@ -2,7 +2,7 @@
 //! `cargo bench -p rvllm-benches --bench host`.
 //!
 //! The model is a stand-in that computes nothing: it returns rows of 128,256 logits, with maxima and sums of exponentials
-//! of them and of their runs, as kernels leave them in memory; two sets of rows take turns, 263 MB together, so that what is read of
+//! of them and of their runs, and tokens drawn from them, as kernels leave them in memory; two sets of rows take turns, 263 MB together, so that what is read of
 //! them comes from memory. Counted is all of [`Engine::step`]: which tokens of which sequences, the step's arrays, choosing
 //! a token for each, noting it, and the list of outputs. Not counted are the kernels, text (which is made beside the engine)
 //! and HTTP. `before` is what happens before the model is called, `after` what happens after. The verdict goes by the wall
@@ -13,6 +13,7 @@ use rvllm_engine::{
     Engine, EngineParts, Forward, Limits, MemoryTable, SamplingParams,
     block_pool::BlockId,
     device::DeviceError,
+    draw::draw,
     forward::{LOGITS_BLOCK, Logits},
     random,
     row::Blocks,
@@ -74,6 +75,7 @@ type Calls = Arc<Mutex<Option<(Instant, Instant)>>>;
 
 struct NoModel {
     limits: Limits,
+    draws: Vec<f32>,
     rows: Arc<[Rows; 2]>,
     steps: usize,
     calls: Calls,
@@ -89,17 +91,23 @@ impl Forward for NoModel {
         self.steps += 1;
         let (rows, count, vocab_size) = (&self.rows[self.steps % 2], step.logits_indices.len(), VOCAB as usize);
         let blocks = vocab_size.div_ceil(LOGITS_BLOCK);
-        if let Ok(mut calls) = self.calls.lock() {
-            *calls = Some((start, Instant::now()));
-        }
-        Ok(Logits {
+        let mut logits = Logits {
             vocab_size,
             logits: &rows.logits[..count * vocab_size],
             max: &rows.max[..count],
             logsumexp: &rows.logsumexp[..count],
             block_max: &rows.blocks.max[..count * blocks],
             block_sum: &rows.blocks.sum[..count * blocks],
-        })
+            draws: &[],
+        };
+        let drawn = step.uniform.as_chunks().0.iter().zip(&step.temperature).enumerate();
+        self.draws.clear();
+        self.draws.extend(drawn.flat_map(|(i, (numbers, t))| draw(&logits.row(i), *t, numbers)));
+        logits.draws = &self.draws;
+        if let Ok(mut calls) = self.calls.lock() {
+            *calls = Some((start, Instant::now()));
+        }
+        Ok(logits)
     }
 
     fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), DeviceError> {
@@ -119,7 +127,7 @@ fn engine(rows: &Arc<[Rows; 2]>, calls: &Calls) -> Engine {
         num_blocks: SEQS * 256,
     };
     Engine::new(EngineParts {
-        forward: Box::new(NoModel { limits, rows: rows.clone(), steps: 0, calls: calls.clone() }),
+        forward: Box::new(NoModel { limits, draws: vec![], rows: rows.clone(), steps: 0, calls: calls.clone() }),
         tokenizer: None,
         eos_token_ids: vec![0],
         seed: Some(1),
@@ -148,7 +156,7 @@ fn on_cpu() -> Option<u64> {
 
 fn measure(name: &str, params: &SamplingParams, rows: &mut Arc<[Rows; 2]>) -> Result<()> {
     let sets = Arc::get_mut(rows).context("rows are in use")?;
-    sets.iter_mut().for_each(|rows| rows.set_temperature(params.drawn_at().unwrap_or(1.0)));
+    sets.iter_mut().for_each(|rows| rows.set_temperature(params.drawn_at().unwrap_or(1e-30)));
     let calls = Calls::default();
     let mut engine = engine(rows, &calls);
     for id in 0..u64::from(SEQS) {

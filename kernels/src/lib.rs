@@ -10,6 +10,7 @@
 //! - what a row of a result holds depends on that row's inputs alone, bit for bit: never on the grid, on the
 //!   symbols or on what else is in its tile (batch invariance).
 
+pub mod draw;
 pub mod embed;
 pub mod gemm;
 pub mod kv_cache;
@@ -19,6 +20,7 @@ pub mod quantize_rows;
 pub mod rms_norm;
 pub mod rope_kv_write;
 
+pub use draw::{Draw, draw};
 pub use embed::{Embed, embed};
 pub use gemm::{Gemm, Quantized, gemm};
 pub use kv_cache::{KvCache, KvLayout};
@@ -47,6 +49,8 @@ pub enum Spec {
     PagedAttention(PagedAttention),
     /// `Call::LogitStats`.
     LogitStats(LogitStats),
+    /// `Call::Draw`.
+    Draw(Draw),
 }
 
 impl Spec {
@@ -60,6 +64,7 @@ impl Spec {
             Spec::RopeKvWrite(s) => rope_kv_write(name, s),
             Spec::PagedAttention(s) => paged_attention(name, s),
             Spec::LogitStats(s) => logit_stats(name, s),
+            Spec::Draw(s) => draw(name, s),
         }
     }
 }

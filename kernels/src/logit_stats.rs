@@ -14,7 +14,7 @@ use rvllm_ir::{
 pub const BLOCK: usize = 256;
 
 /// Below every logit, and finite, so that no difference of infinities arises.
-const LOWEST: f32 = -1e30;
+pub(crate) const LOWEST: f32 = -1e30;
 
 /// Numbers of [`logit_stats`].
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - a rule fires only where nobody else reads what it swallows, so nothing is computed twice;
 //! - what is left are inputs, weights, calls, and slices (views); anything else is an error that names it;
-//! - the outputs are logits, max, logsumexp, block_max, block_sum.
+//! - the outputs are logits, max, logsumexp, block_max, block_sum, draws.
 
 mod attention;
 mod linear;
@@ -42,7 +42,7 @@ pub fn fuse(mut graph: Graph, max_model_len: usize) -> Result<Graph, Diagnostics
             rule(&mut graph, n);
         }
     }
-    logit_stats(&mut graph);
+    choice(&mut graph);
     graph.remove_dead();
     match unmapped(&graph) {
         errors if errors.is_empty() => Ok(graph),
@@ -60,14 +60,20 @@ fn embed(graph: &mut Graph, n: NodeIndex) -> bool {
     true
 }
 
-/// Why: the sampler's first pass over a row of logits is bound by memory, so it runs while the row is in cache.
-fn logit_stats(graph: &mut Graph) {
+/// Why: the sampler's first pass over a row of logits is bound by memory, so it runs while the row is in cache; and what is
+/// drawn where the row is need not leave the device.
+fn choice(graph: &mut Graph) {
     let [logits] = graph.outputs[..] else { return };
     let names = ["max", "logsumexp", "block_max", "block_sum"].map(|what| format!("logits.{what}"));
     let loc = graph.node(logits.node).loc.clone();
     let temperature = attention::input(graph, Input::Temperature);
-    let node = add(graph, Op::Call(Call::LogitStats), &[logits, temperature], &names, loc);
-    graph.outputs.extend((0..4).map(|result| ValueId { node, result }));
+    let node = add(graph, Op::Call(Call::LogitStats), &[logits, temperature], &names, loc.clone());
+    let stats = [0, 1, 2, 3].map(|result| ValueId { node, result });
+    let [max, _, block_max, block_sum] = stats;
+    let uniform = attention::input(graph, Input::Uniform);
+    let operands = [logits, max, block_max, block_sum, temperature, uniform];
+    let draws = add(graph, Op::Call(Call::Draw), &operands, &["logits.draws".into()], loc);
+    graph.outputs.extend(stats.into_iter().chain([first(draws)]));
 }
 
 fn unmapped(graph: &Graph) -> Vec<Diagnostic> {
@@ -77,7 +83,7 @@ fn unmapped(graph: &Graph) -> Vec<Diagnostic> {
         let name = node.results.first().map_or("", |r| r.name.as_str());
         Diagnostic::new(format!("no kernel computes `{}` where `{name}` uses it", node.op.name()), node.loc.clone())
     });
-    let outputs = (graph.outputs.len() != 5).then(|| {
+    let outputs = (graph.outputs.len() != 6).then(|| {
         Diagnostic::new(format!("graph @{} returns {} values, not logits alone", graph.name, graph.outputs.len()), None)
     });
     left.chain(outputs).collect()

@@ -146,6 +146,7 @@ fn graph_input(input: Step) -> Input {
         Step::BlockTable => Input::BlockTable,
         Step::LogitsIndices => Input::LogitsIndices,
         Step::Temperature => Input::Temperature,
+        Step::Uniform => Input::Uniform,
         Step::TileSeq => Input::TileSeq,
         Step::TileStart => Input::TileStart,
     }

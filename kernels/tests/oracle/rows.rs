@@ -1,8 +1,8 @@
-//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`.
+//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`.
 
 use crate::{Numbers, Run, Symbols, assert_close, tolerance};
-use rvllm_ir::{DType, tile::MemLayout};
-use rvllm_kernels::{Embed, LogitStats, RmsNorm, embed, logit_stats, rms_norm};
+use rvllm_ir::{DType, graph::op::DRAWS, tile::MemLayout};
+use rvllm_kernels::{Draw, Embed, LogitStats, RmsNorm, draw, embed, logit_stats, rms_norm};
 
 #[test]
 fn embed_copies_rows() {
@@ -109,5 +109,74 @@ fn logit_stats_equal_a_plain_computation() {
         let block_sum: Vec<f32> =
             rows.iter().zip(temperatures).flat_map(|(r, t)| r.chunks(256).map(move |b| weigh(b, t))).collect();
         assert_close(run.get("block_sum"), &block_sum, 1e-5);
+    }
+}
+
+/// Runs `draw` on rows of logits, whose statistics `logit_stats` computes.
+fn drawn(vocab: usize, logits: &[f32], temperatures: &[f32], uniform: &[f32]) -> Vec<usize> {
+    let l = temperatures.len();
+    let stats = logit_stats("stats", &LogitStats { vocab, runs: 1, parts: 1 });
+    let mut stats = Run::new(stats, Symbols { l, ..Symbols::default() });
+    stats.set("logits", logits).set("temperature", temperatures).go();
+    let mut run = Run::new(draw("draw", &Draw { vocab }), Symbols { l, ..Symbols::default() });
+    for name in ["max", "block_max", "block_sum"] {
+        run.set(name, stats.get(name));
+    }
+    run.set("logits", logits).set("temperature", temperatures).set("uniform", uniform).go();
+    run.get("draws").iter().map(|id| *id as usize).collect()
+}
+
+/// Weights of logits, relative to the largest.
+fn weights(logits: &[f32], temperature: f32) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().map(|l| (f64::from(l - max) / f64::from(temperature)).exp()).collect()
+}
+
+/// How far a fraction lies outside of weight `i` of all that are put one after the other.
+fn distance(weights: &[f64], i: usize, fraction: f32) -> f64 {
+    let total: f64 = weights.iter().sum();
+    let start = weights[..i].iter().sum::<f64>() / total;
+    let end = start + weights[i] / total;
+    (start - f64::from(fraction)).max(f64::from(fraction) - end).max(0.0)
+}
+
+#[test]
+fn draws_lie_where_their_numbers_point_to() {
+    for vocab in [1, 5, 100, 256, 257, 600, 5000, 9000] {
+        let temperatures = [1.0, 0.1, 0.7, 2.0];
+        let mut numbers = Numbers(5);
+        let mut logits: Vec<f32> = numbers.take(4 * vocab, DType::F32).iter().map(|x| x * 8.0).collect();
+        logits[vocab / 2] = 9.0;
+        logits[2 * vocab..][..vocab - 1].fill(f32::NEG_INFINITY);
+        let uniform: Vec<f32> =
+            numbers.take(4 * 2 * DRAWS, DType::F32).iter().map(|x| (x + 1.0).fract().abs()).collect();
+        let found = drawn(vocab, &logits, &temperatures, &uniform);
+        for (i, id) in found.into_iter().enumerate() {
+            let weights = weights(&logits[i / DRAWS * vocab..][..vocab], temperatures[i / DRAWS]);
+            let blocks: Vec<f64> = weights.chunks(256).map(|block| block.iter().sum()).collect();
+            let block = weights.chunks(256).nth(id / 256).unwrap();
+            assert!(weights[id] > 0.0, "token {id} of {vocab} in row {}", i / DRAWS);
+            assert!(distance(&blocks, id / 256, uniform[2 * i]) < 1e-6, "block of token {id} of {vocab}");
+            assert!(distance(block, id % 256, uniform[2 * i + 1]) < 1e-6, "token {id} of {vocab}");
+        }
+    }
+}
+
+/// Numbers at both ends, no temperature to speak of, and rows that forbid everything.
+#[test]
+fn draws_at_the_edges_are_tokens() {
+    for vocab in [1, 300, 700] {
+        let mut logits: Vec<f32> = Numbers(6).take(4 * vocab, DType::F32);
+        let (first, second) = (vocab / 3, 2 * vocab / 3);
+        [first, second].into_iter().for_each(|i| logits[i] = 2.0);
+        logits[vocab..2 * vocab].fill(f32::NEG_INFINITY);
+        logits[2 * vocab..3 * vocab].fill(-1e30);
+        logits[3 * vocab..].fill(f32::NAN);
+        let ends = [[0.0; 2 * DRAWS], [1.0 - f32::EPSILON / 2.0; 2 * DRAWS]];
+        for (uniform, expected) in ends.iter().zip([first, second]) {
+            let found = drawn(vocab, &logits, &[1e-30; 4], &uniform.repeat(4));
+            assert!(found[..DRAWS].iter().all(|id| *id == expected), "{found:?} of {vocab}");
+            assert!(found.iter().all(|id| *id < vocab), "{found:?} of {vocab}");
+        }
     }
 }

@@ -231,7 +231,7 @@ pub enum Arg {
     ValueScales(u32),
 }
 
-/// What the step brings, all i32 but the temperature: shapes as in the graph IR.
+/// What the step brings, all i32 but the temperature and the random numbers: shapes as in the graph IR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
@@ -251,6 +251,8 @@ pub enum Input {
     LogitsIndices,
     /// `[L]`, f32: at which a token is drawn from each row of logits, 1 where none is.
     Temperature,
+    /// `[L, 2 * DRAWS]`, f32: random numbers in [0, 1), two for each of the tokens drawn from a row.
+    Uniform,
     /// `[Q]`: sequence of each query tile.
     TileSeq,
     /// `[Q]`: first token (index in the step) of each query tile.
@@ -271,4 +273,9 @@ pub struct Outputs {
     pub block_max: u32,
     /// `[L, ceil(vocab / 256)]`: of each run of 256, the sum of `exp((logit - largest of the run) / temperature)`.
     pub block_sum: u32,
+    /// `[L, DRAWS]`: tokens drawn from each row at its temperature.
+    pub draws: u32,
 }
+
+/// Tokens drawn from each row of logits.
+pub const DRAWS: usize = 4;

@@ -1,7 +1,7 @@
 //! From a row of logits to a token at random, reading as little of the row as the choice needs.
 //!
-//! What each run of logits weighs is known, so that a place drawn on the line of all runs tells which run to read. Where
-//! min_p, top_k or top_p leave only some tokens, or a grammar permits only some, a token is drawn of all, and taken if it is
+//! Tokens are drawn of all where the row is computed: kernels leave them beside it. Where they do not, what each run of logits
+//! weighs is known, so that a place drawn on the line of all runs tells which run to read. Where min_p, top_k or top_p leave only some tokens, or a grammar permits only some, a token is drawn of all, and taken if it is
 //! one of those: that reads the runs with likelier tokens alone. Which tokens they are is found out where several draws fail,
 //! or one is undecided.
 //!
@@ -17,13 +17,18 @@ use crate::{
     row::TokenLogit,
     softmax::{self, Line, Scale, at},
 };
+use rvllm_artifact::plan::DRAWS;
 
-/// Tokens drawn of all before those that are left are found out.
-const DRAWS: u64 = 4;
+/// A temperature at which the most likely token is drawn, and of equals, by numbers of 0, the first.
+pub(crate) const NEXT_TO_NONE: f32 = 1e-30;
 /// First number of candidates looked at for top_p; eight times as many where they do not suffice.
 const FIRST_CANDIDATES: usize = 8;
 /// From so many runs on they are bounded by what is known of them before they are read.
 const MANY_RUNS: usize = 16;
+
+/// Random numbers in [0, 1) that draw tokens of a row: the first of each two chooses a run of logits by what the runs weigh,
+/// the second a token of it.
+pub type Numbers = [f32; 2 * DRAWS];
 
 /// A token with its probability, up to a factor.
 type Weighted = (u32, f64);
@@ -31,10 +36,31 @@ type Weighted = (u32, f64);
 /// Memory of a choice, kept between choices.
 #[derive(Default)]
 pub(crate) struct Lines {
-    /// Of all runs.
+    /// Of all runs, once they were asked for.
     runs: Line,
+    laid: bool,
     /// Of the tokens of one.
     run: Line,
+}
+
+/// The numbers that a choice's tokens are drawn by.
+pub(crate) fn numbers(u: f64) -> Numbers {
+    let pairs: [[f32; 2]; DRAWS] = std::array::from_fn(|draw| pair(u, draw));
+    std::array::from_fn(|i| pairs[i / 2][i % 2])
+}
+
+/// Those of one draw, with 24 bits each.
+fn pair(u: f64, draw: usize) -> [f32; 2] {
+    let word = random::word(u.to_bits(), 1, draw as u64);
+    [word >> 40, word & 0xff_ffff].map(|bits| bits as f32 / (1 << 24) as f32)
+}
+
+/// What kernels draw from a row at a temperature: the same tokens, but where rounding decides.
+pub fn draw(row: &Row<'_>, temperature: f32, numbers: &Numbers) -> [f32; DRAWS] {
+    let params = SamplingParams { temperature, ..SamplingParams::default() };
+    let (weights, mut lines) = (Weights::new(row, &params), Lines::default());
+    let pairs = numbers.as_chunks().0;
+    std::array::from_fn(|i| weights.draw(&mut lines, pairs[i]).map_or(0.0, |token| token.id as f32))
 }
 
 /// Probabilities, up to a factor: 1 for the most likely token.
@@ -51,13 +77,16 @@ impl<'a> Weights<'a> {
         Weights { row: *row, params, scale }
     }
 
-    /// The token at fraction `u` of what min_p, top_k and top_p leave.
+    /// A token of those that min_p, top_k and top_p leave, by the random number `u`.
     pub(crate) fn choose(&self, lines: &mut Lines, u: f64) -> u32 {
-        lines.runs.lay_runs(self.scale, self.row.block_max, self.row.block_sum);
+        lines.laid = false;
+        if let Some(id) = self.row.drawn(0).filter(|_| self.leaves_everything()) {
+            return id;
+        }
         let mut undecided = None;
         for draw in 0..DRAWS {
-            let Some(token) = self.draw(lines, again(u, draw)) else { return self.row.argmax() };
-            match self.keeps(token, &lines.runs) {
+            let Some(token) = self.drawn(lines, u, draw) else { return self.row.argmax() };
+            match self.keeps(token, lines) {
                 Some(true) => return token.id,
                 Some(false) => {}
                 None => {
@@ -66,38 +95,58 @@ impl<'a> Weights<'a> {
                 }
             }
         }
-        let kept = self.candidates(lines.runs.total());
+        let kept = self.candidates(self.runs(lines).total());
         let drawn = undecided.filter(|id| kept.iter().any(|(kept, _)| kept == id));
-        drawn.or_else(|| choose_of(&kept, again(u, DRAWS))).unwrap_or_else(|| self.row.argmax())
+        drawn.or_else(|| choose_of(&kept, again(u, 0))).unwrap_or_else(|| self.row.argmax())
     }
 
-    /// The token at fraction `u` of those that are permitted, where few draws of all find one; else the fraction for a
-    /// choice from the row without the others. A draw that is taken has the probability that it has among those permitted.
-    pub(crate) fn choose_permitted(
+    /// A token of all, each taken with the probability that `accepts` gives of it, where few draws find one; else the number
+    /// for a choice from a row in which each weighs as much less. What is taken has the probability that it has there.
+    pub(crate) fn choose_accepted(
         &self,
         lines: &mut Lines,
         u: f64,
-        permits: impl Fn(u32) -> bool,
+        accepts: impl Fn(TokenLogit) -> f64,
     ) -> Result<u32, f64> {
-        if !self.leaves_all() || self.params.top_p < 1.0 {
+        if !self.leaves_everything() {
             return Err(u);
         }
-        lines.runs.lay_runs(self.scale, self.row.block_max, self.row.block_sum);
-        let drawn = (0..DRAWS).find_map(|draw| self.draw(lines, again(u, draw)).filter(|token| permits(token.id)));
-        drawn.map(|token| token.id).ok_or_else(|| again(u, DRAWS))
+        lines.laid = false;
+        let taken = |draw: usize, token: &TokenLogit| match accepts(*token) {
+            p if p >= 1.0 => true,
+            p => p > 0.0 && again(u, 1 + draw as u64) < p,
+        };
+        let drawn = (0..DRAWS).find_map(|draw| self.drawn(lines, u, draw).filter(|token| taken(draw, token)));
+        drawn.map(|token| token.id).ok_or_else(|| again(u, 0))
     }
 
-    /// The token at fraction `u` of all.
-    fn draw(&self, Lines { runs, run }: &mut Lines, u: f64) -> Option<TokenLogit> {
-        let (block, within) = runs.find(u)?;
+    /// Token number `draw` of those drawn of all, where the row was computed or here.
+    fn drawn(&self, lines: &mut Lines, u: f64, draw: usize) -> Option<TokenLogit> {
+        match self.row.drawn(draw) {
+            Some(id) => Some(TokenLogit { id, logit: self.row.logits[id as usize] }),
+            None => self.draw(lines, pair(u, draw)),
+        }
+    }
+
+    /// The token of all that two numbers choose.
+    fn draw(&self, lines: &mut Lines, [of_runs, of_run]: [f32; 2]) -> Option<TokenLogit> {
+        let block = self.runs(lines).find(of_runs.into())?;
         let logits = self.row.block(block);
-        run.lay_logits(self.scale, logits);
-        let (i, _) = run.find(within)?;
+        lines.run.lay_logits(self.scale, logits);
+        let i = lines.run.find(of_run.into())?;
         Some(TokenLogit { id: self.row.first_id(block) + i as u32, logit: logits[i] })
     }
 
+    /// The line of all runs.
+    fn runs<'l>(&self, lines: &'l mut Lines) -> &'l Line {
+        if !std::mem::replace(&mut lines.laid, true) {
+            lines.runs.lay_runs(self.scale, self.row.block_max, self.row.block_sum);
+        }
+        &lines.runs
+    }
+
     /// Whether a token is of those that are left; `None` where that takes to know them all.
-    fn keeps(&self, token: TokenLogit, runs: &Line) -> Option<bool> {
+    fn keeps(&self, token: TokenLogit, lines: &mut Lines) -> Option<bool> {
         let SamplingParams { min_p, top_k, .. } = *self.params;
         if self.of(token.logit) < f64::from(min_p) {
             return Some(false);
@@ -109,6 +158,7 @@ impl<'a> Weights<'a> {
         if top_k != 0 && self.has_runs_above(token.logit, most) {
             return Some(false);
         }
+        let runs = self.runs(lines);
         // Without top_p the rounding of sums leaves none out.
         let target = if self.params.top_p < 1.0 { self.top_p() * runs.total() } else { f64::INFINITY };
         let all = self.leaves_all();
@@ -134,6 +184,11 @@ impl<'a> Weights<'a> {
     /// Whether nothing but top_p leaves tokens out.
     fn leaves_all(&self) -> bool {
         self.params.top_k == 0 && self.params.min_p == 0.0
+    }
+
+    /// Whether nothing leaves tokens out.
+    fn leaves_everything(&self) -> bool {
+        self.leaves_all() && self.params.top_p >= 1.0
     }
 
     fn top_p(&self) -> f64 {
@@ -214,9 +269,9 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// The random number of a choice's further draw; the first is its own.
-fn again(u: f64, draw: u64) -> f64 {
-    if draw == 0 { u } else { random::uniform(u.to_bits(), 0, draw) }
+/// Random numbers of a choice besides those that tokens are drawn by.
+fn again(u: f64, which: u64) -> f64 {
+    random::uniform(u.to_bits(), 0, which)
 }
 
 /// The token at fraction `u` of those kept.
@@ -239,7 +294,7 @@ fn end(sorted: &[Weighted], weight: f64) -> Option<usize> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::row::Blocks;
+    use crate::{forward::LOGITS_BLOCK, row::Blocks};
     use proptest::prelude::*;
 
     /// Ids of the tokens that min_p, top_k and top_p keep.
@@ -297,45 +352,67 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        /// Without anything left out, a choice is the place on a line on which each token has its weight.
+        /// The first of a draw's numbers is a place on the line of runs, the second one on the line of a run's tokens.
         #[test]
-        fn a_choice_of_all_is_a_place_on_a_line(logits in logits(), temperature in 0.2f32..2.0, u in 0.0f64..1.0) {
-            let p = SamplingParams { temperature, ..SamplingParams::default() };
+        fn a_token_is_at_a_place_on_two_lines(logits in logits(), temperature in 0.2f32..2.0, u in 0.0f64..1.0) {
             let mut blocks = Blocks::default();
             let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
-            let weights = Weights::new(&row, &p);
-            let total: f64 = logits.iter().map(|l| weights.of(*l)).sum();
-            let mut end = 0.0;
-            let reached = |l: &f32| {
-                end += weights.of(*l);
-                end > u * total
-            };
-            let expected = logits.iter().position(reached).unwrap_or(logits.len() - 1);
-            let edge = (end - u * total).min(u * total - (end - weights.of(logits[expected])));
-            prop_assume!(edge > 1e-5 * total, "rounding decides");
-            prop_assert_eq!(weights.choose(&mut Lines::default(), u) as usize, expected);
+            let weight = |l: &f32| (f64::from(l - row.max) / f64::from(temperature)).exp();
+            let runs: Vec<f64> = logits.chunks(LOGITS_BLOCK).map(|run| run.iter().map(weight).sum()).collect();
+            let numbers = numbers(u);
+            for (id, numbers) in draw(&row, temperature, &numbers).into_iter().zip(numbers.chunks(2)) {
+                let (run, i) = (id as usize / LOGITS_BLOCK, id as usize % LOGITS_BLOCK);
+                let tokens: Vec<f64> = row.block(run).iter().map(weight).collect();
+                for (weights, i, number) in [(&runs, run, numbers[0]), (&tokens, i, numbers[1])] {
+                    let (total, before) = (weights.iter().sum::<f64>(), weights[..i].iter().sum::<f64>());
+                    let place = f64::from(number) * total;
+                    prop_assert!(before - 1e-5 * total <= place && place <= before + weights[i] + 1e-5 * total);
+                }
+            }
         }
 
-        /// So are those that are permitted, of which few draws may find none.
+        /// Tokens that were drawn where the row was computed are chosen like those that are drawn here.
         #[test]
-        fn permitted_tokens_are_chosen_as_often_as_they_weigh(
-            logits in logits(), temperature in 0.2f32..2.0, every in 2usize..40, seed: u64,
+        fn drawn_tokens_are_chosen_as_if_drawn_here(
+            logits in logits(), temperature in 0.2f32..2.0, top_k in prop_oneof![Just(0i32), 1i32..60],
+            top_p in prop_oneof![Just(1.0f32), 0.05f32..1.0], seed: u64,
+        ) {
+            let p = SamplingParams { temperature, top_k, top_p, ..SamplingParams::default() };
+            let (mut blocks, mut lines) = (Blocks::default(), Lines::default());
+            let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
+            for i in 0..50 {
+                let u = random::uniform(seed, 1, i);
+                let draws = draw(&row, temperature, &numbers(u));
+                let drawn = Row { draws: &draws, ..row };
+                let here = Weights::new(&row, &p).choose(&mut lines, u);
+                prop_assert_eq!(Weights::new(&drawn, &p).choose(&mut lines, u), here);
+            }
+        }
+
+        /// So are those that are accepted with some probability, of which few draws may find none.
+        #[test]
+        fn accepted_tokens_are_chosen_as_often_as_they_weigh(
+            logits in logits(), temperature in 0.2f32..2.0, every in 2usize..40, lowered in 0.0f32..3.0, seed: u64,
         ) {
             const DRAWS: u64 = 8_000;
             let p = SamplingParams { temperature, ..SamplingParams::default() };
-            let permits = |id: usize| id.is_multiple_of(every);
-            let masked: Vec<f32> =
-                logits.iter().enumerate().map(|(i, l)| if permits(i) { *l } else { f32::NEG_INFINITY }).collect();
+            let changed = |id: usize| match id % every {
+                0 => logits[id],
+                1 => logits[id] - lowered,
+                _ => f32::NEG_INFINITY,
+            };
+            let masked: Vec<f32> = (0..logits.len()).map(changed).collect();
             let (mut blocks, mut masked_blocks, mut lines) = (Blocks::default(), Blocks::default(), Lines::default());
             let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
             let masked_row = Row::of_changed(&masked, Some(temperature), &mut masked_blocks);
             let (weights, masked_weights) = (Weights::new(&row, &p), Weights::new(&masked_row, &p));
+            let accepts = |t: TokenLogit| f64::from((masked[t.id as usize] - t.logit) / temperature).exp();
             let mut counts = vec![0u32; logits.len()];
             for draw in 0..DRAWS {
-                let found = weights.choose_permitted(&mut lines, random::uniform(seed, 1, draw), |id| permits(id as usize));
+                let found = weights.choose_accepted(&mut lines, random::uniform(seed, 1, draw), accepts);
                 counts[found.unwrap_or_else(|u| masked_weights.choose(&mut lines, u)) as usize] += 1;
             }
-            let weight = |i: usize| if permits(i) { weights.of(logits[i]) } else { 0.0 };
+            let weight = |i: usize| masked_weights.of(masked[i]);
             let total: f64 = (0..logits.len()).map(weight).sum();
             let expected = |i: usize| weight(i) / total * DRAWS as f64;
             prop_assert!((0..logits.len()).all(|i| counts[i] == 0 || expected(i) > 0.0));
@@ -352,10 +429,9 @@ pub(crate) mod tests {
             prop_assume!(min_p > 0.0 || top_k > 0 || top_p < 1.0);
             // Of few values, so that many are equal.
             let logits: Vec<f32> = logits.iter().map(|l| (l * 8.0).round() / 8.0).collect();
-            let (mut blocks, mut runs) = (Blocks::default(), Line::default());
+            let (mut blocks, mut lines) = (Blocks::default(), Lines::default());
             let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
             let weights = Weights::new(&row, &p);
-            runs.lay_runs(weights.scale, row.block_max, row.block_sum);
             let mut order = row.top(logits.len());
             let most = usize::try_from(top_k).ok().filter(|k| *k > 0).unwrap_or(usize::MAX);
             let likelier = |token: &TokenLogit| logits.iter().filter(|l| **l > token.logit).count();
@@ -366,7 +442,7 @@ pub(crate) mod tests {
             order.rotate_left(at % logits.len());
             for token in order.into_iter().take(40) {
                 let before: f64 = left.iter().take_while(|t| t.id != token.id).map(|t| weights.of(t.logit)).sum();
-                let (told, target) = (weights.keeps(token, &runs), f64::from(top_p) * total);
+                let (told, target) = (weights.keeps(token, &mut lines), f64::from(top_p) * total);
                 // Sums in different orders differ; without top_p there is none to reach.
                 let edge = top_p < 1.0 && (before - target).abs() < 1e-5 * total;
                 let is = left.iter().any(|t| t.id == token.id) && (top_p >= 1.0 || before < target);

@@ -14,6 +14,7 @@ pub use score::{Scored, Scoring};
 use crate::{
     admission::{capacity, check_fits, check_prompt, truncate},
     beam::Turn,
+    draw::Numbers,
     error::EngineError,
     forward::{Forward, Limits, Reads, Row},
     grammar::{
@@ -230,8 +231,9 @@ impl Engine {
         }
         let uses = self.queue.row_uses();
         self.step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
-        for (temperature, row_use) in self.step.temperature.iter_mut().zip(&uses) {
-            *temperature = self.queue.temperature(row_use);
+        let Step { temperature, uniform, .. } = &mut self.step;
+        for ((temperature, uniform), row_use) in temperature.iter_mut().zip(uniform.as_chunks_mut().0).zip(&uses) {
+            self.queue.draw(row_use, temperature, uniform);
         }
         let logits = self.forward.forward(&self.step)?;
         self.queue.scheduler.advance();
@@ -457,9 +459,11 @@ impl Queue {
         request.map_or(Reads::All, Request::reads)
     }
 
-    fn temperature(&self, row_use: &RowUse) -> f32 {
-        let request = self.requests.get(&row_use.request_id).filter(|_| row_use.samples);
-        request.map_or(1.0, Request::temperature)
+    /// How tokens are drawn from a row: at which temperature, and by which numbers.
+    fn draw(&self, row_use: &RowUse, temperature: &mut f32, uniform: &mut Numbers) {
+        if let Some(request) = self.requests.get(&row_use.request_id).filter(|_| row_use.samples) {
+            request.draw(row_use.key.index, temperature, uniform);
+        }
     }
 
     fn take_row(&mut self, row_use: &RowUse, row: &Row<'_>) -> Result<(), EngineError> {
@@ -477,7 +481,9 @@ impl Queue {
         }
         let indices = request.start_answers(key.index);
         indices.clone().filter(|i| *i != key.index).for_each(|i| self.scheduler.fork(key, i));
-        indices.into_iter().for_each(|index| self.extend(request_id, index, row));
+        // What was drawn is for one sequence: those that begin together draw by their own numbers.
+        let row = if indices.len() == 1 { *row } else { Row { draws: &[], ..*row } };
+        indices.into_iter().for_each(|index| self.extend(request_id, index, &row));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::{
     step::Step,
     team::Team,
 };
-use rvllm_artifact::plan::{self, Plan, Sym, Variant};
+use rvllm_artifact::plan::{self, DRAWS, Plan, Sym, Variant};
 use std::sync::Arc;
 
 /// The values of the symbols in a step: T, R, L, Q, M, P.
@@ -182,6 +182,7 @@ impl<D: Device> Forward for Executor<D> {
             logsumexp: self.device.read(outputs.logsumexp, rows)?,
             block_max: self.device.read(outputs.block_max, blocks)?,
             block_sum: self.device.read(outputs.block_sum, blocks)?,
+            draws: self.device.read(outputs.draws, rows * DRAWS)?,
         })
     }
 
@@ -260,6 +261,7 @@ mod tests {
             query_start_loc: vec![0, 5],
             logits_indices: vec![4],
             temperature: vec![1.0],
+            uniform: vec![0.0; 2 * DRAWS],
             tile_seq: vec![0, 0],
             max_blocks: 2,
             ..Step::default()
@@ -288,7 +290,7 @@ mod tests {
                     variant(None, 0, vec![Expr::Const(3), product]),
                 ],
             }],
-            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0 },
+            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0 },
         }
     }
 

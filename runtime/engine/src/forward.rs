@@ -1,6 +1,7 @@
 //! What the engine asks of a model: logits for a step. Behind a trait, so that scheduling is tested without a device.
 
 use crate::{block_pool::BlockId, device::DeviceError, step::Step, team::Team};
+use rvllm_artifact::plan::DRAWS;
 
 /// Logits that one entry of [`Logits::block_max`] and [`Logits::block_sum`] covers.
 pub const LOGITS_BLOCK: usize = 256;
@@ -32,8 +33,8 @@ pub enum Reads {
     /// Any of it.
     #[default]
     All,
-    /// Which token is the most likely: its run of [`LOGITS_BLOCK`], and the statistics.
-    Largest,
+    /// The tokens drawn from it, and the statistics of the whole row: [`Logits::max`], [`Logits::logsumexp`].
+    Draws,
 }
 
 /// Rows of logits with statistics that spare passes over them.
@@ -52,6 +53,9 @@ pub struct Logits<'a> {
     /// `[L, ceil(V / 256)]`: of each run, the sum of `exp((logit - largest of the run) / temperature)`, at the step's
     /// temperature of the row. It is read where a token is drawn.
     pub block_sum: &'a [f32],
+    /// `[L, DRAWS]`: tokens drawn from each row at the step's temperature of the row, by its random numbers of the step;
+    /// or empty where none are.
+    pub draws: &'a [f32],
 }
 
 /// One row of logits.
@@ -67,6 +71,8 @@ pub struct Row<'a> {
     pub block_max: &'a [f32],
     /// `[ceil(V / 256)]`, or empty where no token will be drawn.
     pub block_sum: &'a [f32],
+    /// `[DRAWS]`: tokens drawn from it, or empty.
+    pub draws: &'a [f32],
 }
 
 impl<'a> Logits<'a> {
@@ -79,6 +85,7 @@ impl<'a> Logits<'a> {
             logsumexp: self.logsumexp[i],
             block_max: &self.block_max[i * blocks..][..blocks],
             block_sum: &self.block_sum[i * blocks..][..blocks],
+            draws: self.draws.get(i * DRAWS..(i + 1) * DRAWS).unwrap_or_default(),
         }
     }
 }

@@ -27,7 +27,7 @@ pub mod block_table;
 pub mod chat;
 pub mod detokenize;
 pub mod device;
-mod draw;
+pub mod draw;
 pub mod engine;
 pub mod error;
 pub mod executor;

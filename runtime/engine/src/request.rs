@@ -7,6 +7,7 @@
 
 use crate::{
     beam::{BeamSearch, Turn},
+    draw::{NEXT_TO_NONE, Numbers},
     error::EngineError,
     forward::{Reads, Row},
     grammar::GrammarError,
@@ -193,13 +194,18 @@ impl Request {
     pub(crate) fn reads(&self) -> Reads {
         let params = &self.rules.sampling.params;
         let reports = params.logprobs.is_some() || params.prompt_logprobs.is_some();
-        let all = reports || self.searches() || self.answers.iter().any(|a| a.sampler.reads() == Reads::All);
-        if all { Reads::All } else { Reads::Largest }
+        let begins = params.n > 1 && self.metrics.first_token.is_none();
+        let reads_all = |a: &Answer| a.sampler.reads() == Reads::All;
+        let all = reports || begins || self.searches() || self.answers.iter().any(reads_all);
+        if all { Reads::All } else { Reads::Draws }
     }
 
-    /// The temperature at which its tokens are drawn; 1 where none are.
-    pub(crate) fn temperature(&self) -> f32 {
-        self.rules.sampling.params.drawn_at().unwrap_or(1.0)
+    /// How tokens of answer `index` are drawn: at which temperature, and by which numbers. Unchanged where none are.
+    pub(crate) fn draw(&self, index: u32, temperature: &mut f32, uniform: &mut Numbers) {
+        if let Some(answer) = self.answers.get(index as usize) {
+            *temperature = self.rules.sampling.params.drawn_at().unwrap_or(NEXT_TO_NONE);
+            *uniform = answer.sampler.numbers();
+        }
     }
 
     /// Notes the logits at `position` of the prompt: they are about the token after it.

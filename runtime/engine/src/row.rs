@@ -64,7 +64,12 @@ impl<'a> Row<'a> {
         blocks.clear();
         blocks.push(logits, temperature);
         let Blocks { max, sum } = blocks;
-        Row { logits, max: largest(max), logsumexp: f32::NAN, block_max: max, block_sum: sum }
+        Row { logits, max: largest(max), logsumexp: f32::NAN, block_max: max, block_sum: sum, draws: &[] }
+    }
+
+    /// Token number `i` of those drawn where the row was computed.
+    pub fn drawn(&self, i: usize) -> Option<u32> {
+        self.draws.get(i).map(|id| (*id as u32).min(self.logits.len().saturating_sub(1) as u32))
     }
 
     /// The most likely token; of equal ones the smallest id.

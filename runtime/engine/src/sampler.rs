@@ -7,7 +7,7 @@
 //! - a token of zero probability is never chosen, and where a grammar leaves none but such, it decides.
 
 use crate::{
-    draw::{Lines, Weights},
+    draw::{self, Lines, Numbers, Weights},
     forward::{Reads, Row},
     grammar::{
         Grammar, GrammarError,
@@ -111,8 +111,7 @@ impl Sampler {
 
     /// The next token, of those that `mask` has.
     fn next(&self, mask: Option<&Mask>, row: &Row<'_>, scratch: &mut Scratch) -> u32 {
-        let u = random::uniform(self.rules.seed, u64::from(self.index), self.output.len() as u64);
-        let u = match self.unmasked(mask, row, &mut scratch.lines, u) {
+        let u = match self.of_unchanged(mask, row, &mut scratch.lines, self.number()) {
             Ok(token) => return token,
             Err(u) => u,
         };
@@ -122,15 +121,42 @@ impl Sampler {
         }
     }
 
-    /// A token that `mask` has, by the row as it is: most tokens that a model likes are grammatical. Else the random number
-    /// for a choice from the changed row.
-    fn unmasked(&self, mask: Option<&Mask>, row: &Row<'_>, lines: &mut Lines, u: f64) -> Result<u32, f64> {
-        let Some(mask) = mask.filter(|_| !self.changes_logits()) else { return Err(u) };
-        let permits = |id: u32| self.permits(mask, id);
+    /// A token by the row as it is, where that is right: most tokens that a model likes are grammatical, and few have been
+    /// chosen before. Else the random number for a choice from the changed row.
+    fn of_unchanged(&self, mask: Option<&Mask>, row: &Row<'_>, lines: &mut Lines, u: f64) -> Result<u32, f64> {
         match self.params().is_greedy() {
-            true => Some(row.argmax()).filter(|id| permits(*id)).ok_or(u),
-            false => Weights::new(row, self.params()).choose_permitted(lines, u, permits),
+            _ if mask.is_none() && !self.changes_logits() => Ok(self.choose(row, lines, u)),
+            _ if self.raises_logits() => Err(u),
+            true => {
+                let id = most_likely(row);
+                let logit = row.logits[id as usize];
+                (self.changed_logit(mask, id, logit) == logit).then_some(id).ok_or(u)
+            }
+            false => Weights::new(row, self.params()).choose_accepted(lines, u, |TokenLogit { id, logit }| {
+                let lowered = logit - self.changed_logit(mask, id, logit);
+                f64::from(-lowered / self.params().temperature).exp()
+            }),
         }
+    }
+
+    /// What [`Sampler::change`] makes of one logit.
+    fn changed_logit(&self, mask: Option<&Mask>, id: u32, logit: f32) -> f32 {
+        let p = self.params();
+        let permitted = mask.is_none_or(|mask| self.permits(mask, id));
+        let allowed = p.allowed_token_ids.as_ref().is_none_or(|ids| ids.contains(&id));
+        let too_early = self.below_min_tokens() && self.rules.end_tokens.contains(&id);
+        if !permitted || !allowed || too_early || self.completed_words().any(|last| last == id) {
+            return f32::NEG_INFINITY;
+        }
+        let biases = p.logit_bias.iter().flatten().filter(|(of, _)| **of == id);
+        self.penalized(id, biases.fold(logit, |logit, (_, bias)| logit + bias))
+    }
+
+    /// Whether some logits may become larger.
+    fn raises_logits(&self) -> bool {
+        let p = self.params();
+        let biased = p.logit_bias.iter().flatten().any(|(_, bias)| *bias > 0.0);
+        biased || p.repetition_penalty < 1.0 || p.frequency_penalty < 0.0 || p.presence_penalty < 0.0
     }
 
     /// Whether a token may come next where nothing but a grammar forbids any: as [`Sampler::keep_grammatical`] has it.
@@ -138,6 +164,16 @@ impl Sampler {
         let p = self.params();
         let ends = p.ignore_eos && self.rules.end_tokens.contains(&id);
         mask.allows(id) && !ends || mask.is_accepting() && p.stop_token_ids.contains(&id)
+    }
+
+    /// The random numbers by which tokens are drawn from the next row.
+    pub fn numbers(&self) -> Numbers {
+        if self.params().is_greedy() { [0.0; _] } else { draw::numbers(self.number()) }
+    }
+
+    /// The random number of the next choice.
+    fn number(&self) -> f64 {
+        random::uniform(self.rules.seed, u64::from(self.index), self.output.len() as u64)
     }
 
     /// The row with bias, penalties and what must not be chosen, the tokens outside of `mask` too; `None` where that is
@@ -180,8 +216,9 @@ impl Sampler {
         // Whatever else comes to change rows has to be asked here: in a row that is not read, most logits are missing.
         let SamplingRules { params, seed: _, bad_words: _, end_tokens: _, prompt_tokens: _, grammar, thinking: _ } =
             &*self.rules;
-        let plain = params.is_greedy() && grammar.is_none() && !self.changes_logits();
-        if plain { Reads::Largest } else { Reads::All }
+        let leaves_all = params.min_p == 0.0 && params.top_k == 0 && params.top_p >= 1.0;
+        let plain = grammar.is_none() && !self.changes_logits() && (params.is_greedy() || leaves_all);
+        if plain { Reads::Draws } else { Reads::All }
     }
 
     fn params(&self) -> &SamplingParams {
@@ -212,7 +249,7 @@ impl Sampler {
             Some(mask) => self.keep_grammatical(mask, logits, changed),
             None => self.keep_allowed(logits, changed),
         }
-        self.mask_bad_words(changed);
+        self.completed_words().for_each(|last| changed[last as usize] = f32::NEG_INFINITY);
         if self.below_min_tokens() {
             self.rules.end_tokens.iter().for_each(|id| changed[*id as usize] = f32::NEG_INFINITY);
         }
@@ -245,34 +282,33 @@ impl Sampler {
         }
     }
 
-    fn mask_bad_words(&self, logits: &mut [f32]) {
+    /// The tokens that would complete a bad word.
+    fn completed_words(&self) -> impl Iterator<Item = u32> {
         let completed = |word: &Vec<u32>| {
             word.split_last().filter(|(_, before)| self.output.ends_with(before)).map(|(last, _)| *last)
         };
-        for token in self.rules.bad_words.iter().filter_map(completed) {
-            logits[token as usize] = f32::NEG_INFINITY;
+        self.rules.bad_words.iter().filter_map(completed)
+    }
+
+    fn penalize(&self, logits: &mut [f32]) {
+        let repeated = self.params().repetition_penalty != 1.0;
+        let of_prompt = self.rules.prompt_tokens.iter().filter(|id| repeated && !self.counts.contains_key(id));
+        for id in self.counts.keys().chain(of_prompt) {
+            logits[*id as usize] = self.penalized(*id, logits[*id as usize]);
         }
     }
 
     /// The repetition penalty (Keskar et al., "CTRL", 2019) sees prompt and output; the others see the output.
-    fn penalize(&self, logits: &mut [f32]) {
-        let p = self.params();
+    fn penalized(&self, id: u32, logit: f32) -> f32 {
+        let (p, count) = (self.params(), self.counts.get(&id));
+        let repeats = p.repetition_penalty != 1.0 && (count.is_some() || self.rules.prompt_tokens.contains(&id));
         // An overflow would make infinities, whose differences are no numbers; what is forbidden stays so.
-        let repeated = |logit: f32| match logit {
-            f32::NEG_INFINITY => logit,
+        let logit = match logit {
+            l if !repeats || l == f32::NEG_INFINITY => l,
             l if l > 0.0 => (l / p.repetition_penalty).min(f32::MAX),
             l => (l * p.repetition_penalty).max(f32::MIN),
         };
-        if p.repetition_penalty != 1.0 {
-            let only_prompt = self.rules.prompt_tokens.iter().filter(|id| !self.counts.contains_key(id));
-            for id in self.counts.keys().chain(only_prompt) {
-                logits[*id as usize] = repeated(logits[*id as usize]);
-            }
-        }
-        for (id, count) in &self.counts {
-            logits[*id as usize] -= p.frequency_penalty * *count as f32;
-            logits[*id as usize] -= p.presence_penalty;
-        }
+        count.map_or(logit, |count| logit - p.frequency_penalty * *count as f32 - p.presence_penalty)
     }
 
     fn choose(&self, row: &Row<'_>, lines: &mut Lines, u: f64) -> u32 {
@@ -288,9 +324,14 @@ impl Sampler {
         let allowed = self.params().allowed_token_ids.as_ref().and_then(|ids| ids.first());
         match allowed {
             Some(id) if row.max == f32::NEG_INFINITY => *id,
-            _ => row.argmax(),
+            _ => most_likely(row),
         }
     }
+}
+
+/// The most likely token: at no temperature to speak of, the first that was drawn.
+fn most_likely(row: &Row<'_>) -> u32 {
+    row.drawn(0).unwrap_or_else(|| row.argmax())
 }
 
 /// The most likely of the tokens that a grammar allows, whatever else forbids them.

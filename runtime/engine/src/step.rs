@@ -1,7 +1,7 @@
 //! The step: one ragged batch of prefill chunks and decodes. The one place that fills these arrays; kernels only read.
 
 use crate::{forward::Reads, sequence::Sequence};
-use rvllm_artifact::plan::Input;
+use rvllm_artifact::plan::{DRAWS, Input};
 
 /// Entries of `slot_mapping` for tokens whose KV is not written.
 pub const PAD_SLOT: i32 = -1;
@@ -27,6 +27,8 @@ pub struct Step {
     pub reads: Vec<Reads>,
     /// `[L]`: at which a token is drawn from each row of logits; 1 where none is.
     pub temperature: Vec<f32>,
+    /// `[L, 2 * DRAWS]`: random numbers in [0, 1), two for each of the tokens drawn from a row; 0 where none is.
+    pub uniform: Vec<f32>,
     /// `[Q]`: sequence of each query tile, those that see most tokens first.
     pub tile_seq: Vec<i32>,
     /// `[Q]`: first token (index in the step) of each query tile.
@@ -67,6 +69,7 @@ impl Step {
             Input::BlockTable => &self.block_table,
             Input::LogitsIndices => &self.logits_indices,
             Input::Temperature => bytemuck::cast_slice(&self.temperature),
+            Input::Uniform => bytemuck::cast_slice(&self.uniform),
             Input::TileSeq => &self.tile_seq,
             Input::TileStart => &self.tile_start,
         }
@@ -85,6 +88,7 @@ impl Step {
     fn clear(&mut self) {
         self.reads.clear();
         self.temperature.clear();
+        self.uniform.clear();
         let Step { token_ids, positions, slot_mapping, query_start_loc, seq_lens, .. } = self;
         [token_ids, positions, slot_mapping, query_start_loc, seq_lens].into_iter().for_each(Vec::clear);
         let Step { block_table, logits_indices, tile_seq, tile_start, .. } = self;
@@ -126,6 +130,7 @@ impl Step {
         let rows = sequence.rows(sequence.num_scheduled_tokens);
         self.logits_indices.extend(rows.map(|p| (first + p - sequence.num_computed_tokens) as i32));
         self.temperature.resize(self.logits_indices.len(), 1.0);
+        self.uniform.resize(2 * DRAWS * self.logits_indices.len(), 0.0);
     }
 
     fn push_tokens(&mut self, sequence: &Sequence, block_size: usize) {
@@ -176,6 +181,7 @@ mod tests {
             logits_indices: vec![0],
             reads: vec![],
             temperature: vec![1.0],
+            uniform: vec![0.0; 2 * DRAWS],
             tile_seq: vec![1, 1, 0, 1],
             tile_start: vec![5, 3, 0, 1],
             max_blocks: 2,

@@ -6,7 +6,7 @@ use rvllm_artifact::{
     Artifact, Writer,
     gpu::{Code, CodeFormat, GpuKernel},
     manifest::{KvCache, Manifest, Model, NVPTX, Target, Weights},
-    plan::{Arg, Buffer, DType, Expr, Input, Kernel, Launch, Outputs, Plan, Sym, Variant, Weight},
+    plan::{Arg, Buffer, DRAWS, DType, Expr, Input, Kernel, Launch, Outputs, Plan, Sym, Variant, Weight},
     recipe::Recipe,
 };
 use rvllm_engine::{DeviceChoice, Engine, EngineOptions, FinishReason, SamplingParams, device::cuda};
@@ -53,7 +53,8 @@ fn plan(symbols: [&str; 3]) -> Plan {
     let head = [Input::BlockTable, Input::LogitsIndices, Input::QueryStartLoc, Input::Positions].map(Arg::Input);
     let head = [&[Arg::KeyCache(1), Arg::ValueCache(1)][..], &head, &[Arg::Weight(0), output(0)]].concat();
     let store = vec![Arg::Input(Input::TokenIds), Arg::Input(Input::SlotMapping), Arg::KeyCache(1), Arg::ValueCache(1)];
-    let stats = [output(0), Arg::Input(Input::Temperature)].into_iter().chain((1..5).map(output)).collect();
+    let inputs = [Input::Temperature, Input::Uniform].map(Arg::Input);
+    let stats = [output(0)].into_iter().chain(inputs).chain((1..6).map(output)).collect();
     Plan {
         max_num_batched_tokens: 16,
         max_num_seqs: 6,
@@ -66,6 +67,7 @@ fn plan(symbols: [&str; 3]) -> Plan {
             buffer("logsumexp", 12352, MAX_LOGITS * 4, 2),
             buffer("block_max", 12416, MAX_LOGITS * 8, 2),
             buffer("block_sum", 12544, MAX_LOGITS * 8, 2),
+            buffer("draws", 12608, MAX_LOGITS * 4 * DRAWS as u64, 2),
         ],
         weights: vec![Weight {
             name: "bias".into(),
@@ -73,13 +75,13 @@ fn plan(symbols: [&str; 3]) -> Plan {
             shape: vec![VOCAB],
             recipe: Recipe::Tensor("bias".into()),
         }],
-        kernels: vec![kernel(0, 4, &[]), kernel(1, 8, &[Sym::M]), kernel(2, 6, &[])],
+        kernels: vec![kernel(0, 4, &[]), kernel(1, 8, &[Sym::M]), kernel(2, 8, &[])],
         launches: vec![
             launch("kv", store, 0, Sym::T),
             launch("logits", head, 1, Sym::L),
             launch("stats", stats, 2, Sym::L),
         ],
-        outputs: Outputs { logits: 0, max: 1, logsumexp: 2, block_max: 3, block_sum: 4 },
+        outputs: Outputs { logits: 0, max: 1, logsumexp: 2, block_max: 3, block_sum: 4, draws: 5 },
     }
 }
 

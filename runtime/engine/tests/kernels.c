@@ -2,7 +2,7 @@
 #include <math.h>
 #include <stdint.h>
 
-enum { BLOCK_SIZE = 4, VOCAB = 300, RUN = 256 };
+enum { BLOCK_SIZE = 4, VOCAB = 300, RUN = 256, DRAWS = 4 };
 
 /* token_ids, slot_mapping, keys, values; one program per token. */
 void store(const uint64_t *a, uint64_t begin, uint64_t end) {
@@ -36,10 +36,19 @@ void head(const uint64_t *a, uint64_t begin, uint64_t end) {
   }
 }
 
-/* logits, temperature, max, logsumexp, block_max, block_sum; one program per row. */
+/* Which of n weights lies at a fraction of them all. */
+static int place(const float *weights, int n, float fraction) {
+  float target = 0;
+  for (int i = 0; i < n; i++) target += fraction * weights[i];
+  for (int i = 0; i < n; i++)
+    if ((target -= weights[i]) < 0) return i;
+  return n - 1;
+}
+
+/* logits, temperature, uniform, max, logsumexp, block_max, block_sum, draws; one program per row. */
 void stats(const uint64_t *a, uint64_t begin, uint64_t end) {
   const float *temperature = (const float *)a[1];
-  float *max = (float *)a[2], *logsumexp = (float *)a[3], *block_max = (float *)a[4], *block_sum = (float *)a[5];
+  float *max = (float *)a[3], *logsumexp = (float *)a[4], *block_max = (float *)a[5], *block_sum = (float *)a[6];
   for (uint64_t row = begin; row < end; row++) {
     const float *logits = (const float *)a[0] + row * VOCAB;
     float *blocks = block_max + row * 2, *sums = block_sum + row * 2, sum = 0;
@@ -50,5 +59,13 @@ void stats(const uint64_t *a, uint64_t begin, uint64_t end) {
     logsumexp[row] = max[row] + logf(sum);
     sums[0] = sums[1] = 0;
     for (int v = 0; v < VOCAB; v++) sums[v / RUN] += expf((logits[v] - blocks[v / RUN]) / temperature[row]);
+    float runs[2], tokens[RUN];
+    for (int b = 0; b < 2; b++) runs[b] = sums[b] * expf((blocks[b] - max[row]) / temperature[row]);
+    for (int d = 0; d < DRAWS; d++) {
+      const float *uniform = (const float *)a[2] + (row * DRAWS + d) * 2;
+      int first = place(runs, 2, uniform[0]) * RUN, n = first + RUN < VOCAB ? RUN : VOCAB - first;
+      for (int i = 0; i < n; i++) tokens[i] = expf((logits[first + i] - max[row]) / temperature[row]);
+      ((float *)a[7])[row * DRAWS + d] = first + place(tokens, n, uniform[1]);
+    }
   }
 }

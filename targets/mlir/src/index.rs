@@ -165,6 +165,11 @@ impl Writer {
         }
     }
 
+    /// An `f32` that is a whole number as an index.
+    pub(crate) fn number_index(&mut self, number: Ssa) -> Index {
+        Index::value(self.convert("arith.fptosi", number, Ty::I64))
+    }
+
     /// An `i32` in memory as an index.
     pub(crate) fn load_index(&mut self, p: Ssa) -> Index {
         let v = self.load(p, Ty::Scalar(crate::text::Elem::I32), 4);

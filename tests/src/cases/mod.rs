@@ -41,6 +41,7 @@ pub fn all(target: &Target) -> Vec<Case> {
         if target.panel.is_some() { rows::embed_values(target) } else { vec![] },
         rows::quantize_rows(target),
         rows::logit_stats(),
+        rows::draw(),
         rows::rope_kv_write(target),
         math::cases(),
     ];

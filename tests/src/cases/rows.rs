@@ -1,9 +1,13 @@
-//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `rope_kv_write`.
+//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`, `rope_kv_write`.
 
 use super::{Case, activations, kv_layout, panel, tolerance};
 use crate::launch::{Launch, Numbers, Symbols};
-use rvllm_ir::{DType, Sym, graph::Quantize, tile::MemLayout};
-use rvllm_kernels::{Embed, KvCache, LogitStats, QuantizeRows, Quantized, RmsNorm, RopeKvWrite};
+use rvllm_ir::{
+    DType, Sym,
+    graph::{Quantize, op::DRAWS},
+    tile::MemLayout,
+};
+use rvllm_kernels::{Draw, Embed, KvCache, LogitStats, QuantizeRows, Quantized, RmsNorm, RopeKvWrite};
 use rvllm_targets::Target;
 
 /// Tables dense and packed.
@@ -144,6 +148,28 @@ pub fn logit_stats() -> Vec<Case> {
         logits[2 * vocab] = 1e4;
         logits[3 * vocab + 1] = f32::NEG_INFINITY;
         launches.push(Case::new(launch.set("logits", logits), 1e-6));
+    }
+    launches
+}
+
+/// Tokens of ordinary and extreme rows, at numbers that no rounding moves to another token.
+pub fn draw() -> Vec<Case> {
+    let mut launches = vec![];
+    for vocab in [5usize, 256, 700, 5000, 40_000, 128_256] {
+        let (blocks, rows) = (vocab.div_ceil(256), 4);
+        let kernel = rvllm_kernels::draw(&format!("draw_{vocab}"), &Draw { vocab });
+        let mut launch = Launch::new(kernel, Symbols { l: rows, ..Symbols::default() }, 3);
+        // Whole numbers of halves and their logs, so that sums are exact in any order.
+        let weight = |i: usize| [1.0f32, 2.0, 4.0][i * 7 % 3];
+        let logits: Vec<f32> = (0..rows * vocab).map(|i| weight(i).ln()).collect();
+        let sum = |b: usize| -> f32 { (b * 256..(b * 256 + 256).min(vocab)).map(weight).sum::<f32>() / 4.0 };
+        let uniform = (0..rows * 2 * DRAWS).map(|i| (i * 37 % 101) as f32 / 101.0 + 0.001);
+        launch = launch.set("logits", logits).set("max", vec![4f32.ln(); rows]);
+        let max = launch.args[2].numbers().iter().map(|_| 4f32.ln()).collect();
+        launch = launch.set("block_max", max);
+        launch = launch.set("block_sum", (0..rows).flat_map(|_| (0..blocks).map(sum)).collect());
+        launch = launch.set("temperature", vec![1.0, 1.0, 1.0, 1e-30]).set("uniform", uniform.collect());
+        launches.push(Case::new(launch, 1e-6));
     }
     launches
 }

@@ -1,7 +1,7 @@
 //! Object code as such: for every target, reproducible, and with no undefined symbol.
 
 use rvllm_ir::{DType, graph::Epilogue, tile::Kernel};
-use rvllm_kernels::{Gemm, KvCache, LogitStats, PagedAttention, gemm, logit_stats, paged_attention};
+use rvllm_kernels::{Draw, Gemm, KvCache, LogitStats, PagedAttention, draw, gemm, logit_stats, paged_attention};
 use rvllm_mlir::{compile, link};
 use rvllm_targets::Target;
 
@@ -48,7 +48,7 @@ fn kernels(target: &Target) -> Vec<Kernel> {
     };
     let [vocab, runs, parts] = if target.gpu.is_some() { [100_000, 16, 4] } else { [1000, 1, 1] };
     let stats = logit_stats("stats", &LogitStats { vocab, runs, parts });
-    vec![gemm("gemm", &product), paged_attention("attention", &attention), stats]
+    vec![gemm("gemm", &product), paged_attention("attention", &attention), stats, draw("draw", &Draw { vocab })]
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `rope_kv_write`.
+//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`, `rope_kv_write`.
 
 use rvllm_targets::Target;
 use rvllm_tests::{
@@ -42,6 +42,11 @@ fn rows_and_norms_as_values() {
 #[test]
 fn logit_stats_of_ordinary_and_extreme_rows() {
     tried().iter().for_each(|target| check(target, &rows::logit_stats()));
+}
+
+#[test]
+fn tokens_are_drawn_by_their_numbers() {
+    tried().iter().for_each(|target| check(target, &rows::draw()));
 }
 
 #[test]

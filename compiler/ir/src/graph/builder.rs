@@ -4,7 +4,7 @@
 //! the node is recorded with the type the operation would have, and [`super::verify`] reports it with the
 //! model's line.
 
-use super::{Attention, Graph, Input, Op, Parallel, ResultInfo, ValueId, ValueType, verify};
+use super::{Attention, Graph, Input, Op, Parallel, ResultInfo, ValueId, ValueType, op::DRAWS, verify};
 use crate::{
     diag::Loc,
     expr::Sym,
@@ -279,10 +279,11 @@ pub fn input_type(input: Input) -> ValueType {
         Input::SeqLens => vec![Sym::R.into()],
         Input::BlockTable => vec![Sym::R.into(), Sym::M.into()],
         Input::LogitsIndices | Input::Temperature => vec![Sym::L.into()],
+        Input::Uniform => vec![Sym::L.into(), Dim::Const(2 * DRAWS)],
         Input::TileSeq | Input::TileStart => vec![Sym::Q.into()],
         Input::Kv(layer) => return ValueType::Kv(layer),
     };
-    let dtype = if input == Input::Temperature { DType::F32 } else { DType::I32 };
+    let dtype = if matches!(input, Input::Temperature | Input::Uniform) { DType::F32 } else { DType::I32 };
     ValueType::Tensor(TensorType::new(dims, dtype))
 }
 

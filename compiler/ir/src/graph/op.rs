@@ -22,6 +22,8 @@ pub enum Input {
     LogitsIndices,
     /// `[L]f32`: the temperature at which a token is drawn from each row of logits; 1 where none is.
     Temperature,
+    /// `[L, 2 * DRAWS]f32`: random numbers in [0, 1), two for each of the tokens drawn from a row of logits.
+    Uniform,
     /// `[Q]i32`: the sequence of each query tile.
     TileSeq,
     /// `[Q]i32`: the first token (index into the step) of each query tile.
@@ -32,7 +34,7 @@ pub enum Input {
 
 impl Input {
     /// Every tensor input.
-    pub const TENSORS: [Input; 10] = [
+    pub const TENSORS: [Input; 11] = [
         Input::TokenIds,
         Input::Positions,
         Input::SlotMapping,
@@ -41,6 +43,7 @@ impl Input {
         Input::BlockTable,
         Input::LogitsIndices,
         Input::Temperature,
+        Input::Uniform,
         Input::TileSeq,
         Input::TileStart,
     ];
@@ -56,6 +59,7 @@ impl Input {
             Input::BlockTable => "block_table".into(),
             Input::LogitsIndices => "logits_indices".into(),
             Input::Temperature => "temperature".into(),
+            Input::Uniform => "uniform".into(),
             Input::TileSeq => "tile_seq".into(),
             Input::TileStart => "tile_start".into(),
             Input::Kv(layer) => format!("kv.{layer}"),
@@ -115,6 +119,9 @@ pub struct Epilogue {
 
 /// Columns of logits that share one of [`Call::LogitStats`]'s block maxima.
 pub const STATS_BLOCK: usize = 256;
+
+/// Tokens that [`Call::Draw`] draws from each row of logits: of what leaves some tokens out, one of so many is rarely none.
+pub const DRAWS: usize = 4;
 
 impl Epilogue {
     /// Operands of a product up to its scales: x, weight, bias, residual.
@@ -244,6 +251,11 @@ pub enum Call {
     /// is `ceil(V/STATS_BLOCK)` and a sum is of `exp((logit - maximum of its block) / temperature)`: what a choice, greedy or
     /// at random, and log-probabilities need without another pass over the row.
     LogitStats,
+    /// `(logits [L, V], max [L], block_max [L, B], block_sum [L, B], temperature [L], uniform [L, 2 * DRAWS]) -> draws
+    /// [L, DRAWS]`, all f32: ids of tokens, each drawn with probability proportional to `exp(logit / temperature)` by two
+    /// numbers, the first of which chooses a block and the second a token of it. Where the numbers are 0 and the temperature
+    /// is next to none, the first of the most likely.
+    Draw,
 }
 
 impl Call {
@@ -257,6 +269,7 @@ impl Call {
             Call::RopeKvWrite { .. } => "rope_kv_write",
             Call::PagedAttention(_) => "paged_attention",
             Call::LogitStats => "logit_stats",
+            Call::Draw => "draw",
         }
     }
 }

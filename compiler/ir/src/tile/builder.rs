@@ -182,6 +182,12 @@ impl KernelBuilder {
         self.push(Inst::Read { tensor: t.0, at: at.to_vec() }, Type::Index, "r")
     }
 
+    /// The element of a tile of rank 0, a whole number.
+    #[track_caller]
+    pub fn to_index(&mut self, v: Val) -> Val {
+        self.push(Inst::ToIndex(v), Type::Index, "i")
+    }
+
     /// A tile in registers, widened to f32.
     #[track_caller]
     pub fn load(&mut self, t: TensorRef, at: &[Val], shape: &[usize]) -> Val {

@@ -255,6 +255,8 @@ pub enum Inst {
         /// One origin per dimension.
         at: Vec<Val>,
     },
+    /// The one element of an f32 tile of rank 0 as an index: a whole number, of at most 2^24 in size.
+    ToIndex(Val),
     /// A tile of a tensor, as `reg` or `acc` (widened to f32) or `operand` (element type kept).
     Load {
         /// Parameter number.
@@ -345,6 +347,7 @@ impl Inst {
             Inst::Read { at, .. } | Inst::Load { at, .. } => at.clone(),
             Inst::Store { at, value, rows, .. } => at.iter().copied().chain([*value]).chain(*rows).collect(),
             Inst::Iota { start: v, .. }
+            | Inst::ToIndex(v)
             | Inst::Cast(v)
             | Inst::Reduce(_, v, _)
             | Inst::Broadcast(v, _)

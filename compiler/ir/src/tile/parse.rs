@@ -218,6 +218,7 @@ impl<'a> Reader<'a> {
                 let (tensor, at) = self.place(c)?;
                 Inst::Read { tensor, at }
             }
+            "to_index" => Inst::ToIndex(self.value(c)?),
             "load" => {
                 let (tensor, at) = self.place(c)?;
                 Inst::Load { tensor, at }

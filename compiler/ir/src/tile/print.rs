@@ -81,6 +81,7 @@ fn instruction(k: &Kernel, inst: &Inst) -> String {
         Inst::Sym(s) => format!("sym {s}"),
         Inst::Index(op, a, b) => format!("{} {}, {}", op.name(), n(a), n(b)),
         Inst::Read { tensor, at } => format!("read {}", place(k, *tensor, at)),
+        Inst::ToIndex(v) => format!("to_index {}", n(v)),
         Inst::Load { tensor, at } => format!("load {}", place(k, *tensor, at)),
         Inst::Store { tensor, at, value, rows } => {
             let rows = rows.map(|r| format!(", rows = {}", n(&r))).unwrap_or_default();

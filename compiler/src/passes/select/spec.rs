@@ -10,8 +10,8 @@ use rvllm_ir::{
     tile::{MemLayout, PAD_ROWS},
 };
 use rvllm_kernels::{
-    Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, QuantizeRows, Quantized, RmsNorm, RopeKvWrite, Spec,
-    Split,
+    Draw, Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, QuantizeRows, Quantized, RmsNorm, RopeKvWrite,
+    Spec, Split,
 };
 use rvllm_targets::{GemmRow, Target};
 
@@ -45,6 +45,7 @@ impl Selection<'_> {
                 let [runs, parts] = if self.target.gpu.is_some() { ROW_ON_GPU } else { [1, 1] };
                 Spec::LogitStats(LogitStats { vocab, runs, parts })
             }
+            Call::Draw => Spec::Draw(Draw { vocab: self.columns(self.operand(n, 0)?)? }),
         };
         Ok(vec![(None, spec)])
     }
@@ -337,6 +338,7 @@ pub(super) fn symbol(spec: &Spec) -> String {
             format!("paged_attention_{}_h{heads}_kv{kv_heads}_d{d}{window}{pass}{spread}{}", c.dtype, stored(c))
         }
         Spec::LogitStats(s) => format!("logit_stats_v{}", s.vocab),
+        Spec::Draw(s) => format!("draw_v{}", s.vocab),
     }
 }
 

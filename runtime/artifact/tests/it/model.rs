@@ -71,6 +71,7 @@ pub(crate) fn plan() -> Plan {
             buffer("logsumexp", 4160, 32, [1, 1]),
             buffer("block_max", 4224, 32, [1, 1]),
             buffer("block_sum", 4288, 32, [1, 1]),
+            buffer("draws", 4352, 128, [1, 1]),
         ],
         weights: weights(),
         kernels: vec![
@@ -94,7 +95,7 @@ pub(crate) fn plan() -> Plan {
                 vec![variant(None, 1, &grid)],
             ),
         ],
-        outputs: Outputs { logits: 1, max: 2, logsumexp: 3, block_max: 4, block_sum: 5 },
+        outputs: Outputs { logits: 1, max: 2, logsumexp: 3, block_max: 4, block_sum: 5, draws: 6 },
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rvllm_artifact::{
     manifest::KvCache,
-    plan::{Input, Plan},
+    plan::{DRAWS, Input, Plan},
 };
 
 /// Entries behind each input that hold its padding, for kernels that take several tokens at once.
@@ -11,7 +11,7 @@ pub(super) const PADDING: usize = 64;
 const LINE: u64 = 64;
 
 /// All inputs, in the order of their ranges. The block table is last: only what a step uses of it has to be moved.
-pub(super) const INPUTS: [Input; 10] = [
+pub(super) const INPUTS: [Input; 11] = [
     Input::TokenIds,
     Input::Positions,
     Input::SlotMapping,
@@ -19,6 +19,7 @@ pub(super) const INPUTS: [Input; 10] = [
     Input::SeqLens,
     Input::LogitsIndices,
     Input::Temperature,
+    Input::Uniform,
     Input::TileSeq,
     Input::TileStart,
     Input::BlockTable,
@@ -53,6 +54,7 @@ impl InputLayout {
                 Input::SeqLens => seqs,
                 Input::BlockTable => seqs * max_blocks as usize,
                 Input::LogitsIndices | Input::Temperature => rows,
+                Input::Uniform => 2 * DRAWS * rows,
             };
             let offset = bytes;
             bytes = (offset + 4 * (capacity + PADDING) as u64).next_multiple_of(LINE);

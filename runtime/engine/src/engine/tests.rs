@@ -5,6 +5,7 @@ use super::*;
 use crate::{
     block_pool::BlockId,
     device::DeviceError,
+    draw,
     forward::Logits,
     output::{Finish, FinishReason, Logprobs, StopReason},
     row::{Blocks, TokenLogit},
@@ -32,14 +33,15 @@ struct FakeForward {
     blocks: Blocks,
     max: Vec<f32>,
     logsumexp: Vec<f32>,
+    draws: Vec<f32>,
     broken: bool,
 }
 
 impl FakeForward {
     fn new(limits: Limits) -> FakeForward {
         let cache = vec![None; (limits.num_blocks * limits.block_size) as usize];
-        let (logits, blocks, max, logsumexp) = (vec![], Blocks::default(), vec![], vec![]);
-        FakeForward { limits, cache, logits, blocks, max, logsumexp, broken: false }
+        let (logits, blocks, max, logsumexp, draws) = (vec![], Blocks::default(), vec![], vec![], vec![]);
+        FakeForward { limits, cache, logits, blocks, max, logsumexp, draws, broken: false }
     }
 
     fn check_bounds(&self, step: &Step) {
@@ -81,17 +83,22 @@ impl Forward for FakeForward {
         self.write(step);
         [&mut self.logits, &mut self.max, &mut self.logsumexp].into_iter().for_each(Vec::clear);
         self.blocks.clear();
-        for (index, temperature) in step.logits_indices.iter().zip(&step.temperature) {
+        self.draws.clear();
+        let numbers = step.uniform.as_chunks().0;
+        for ((index, temperature), numbers) in step.logits_indices.iter().zip(&step.temperature).zip(numbers) {
             let logits = logits_after(&self.history(step, *index as usize));
             self.blocks.push(&logits, Some(*temperature));
             self.max.push(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
             self.logsumexp.push(if self.broken { f32::NAN } else { sum.ln() as f32 });
             self.logits.extend(&logits);
+            let mut blocks = Blocks::default();
+            let row = Row::of_changed(&logits, Some(*temperature), &mut blocks);
+            self.draws.extend(draw::draw(&row, *temperature, numbers));
         }
-        let FakeForward { logits, max, logsumexp, blocks, .. } = self;
+        let FakeForward { logits, max, logsumexp, blocks, draws, .. } = self;
         let Blocks { max: block_max, sum: block_sum } = blocks;
-        Ok(Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max, block_sum })
+        Ok(Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max, block_sum, draws })
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {

@@ -99,6 +99,51 @@ fn frequencies_are_the_probabilities() {
     }
 }
 
+/// Penalties, biases and what is forbidden: tokens are drawn of all and accepted as often as they still weigh, or from the
+/// changed row where none is.
+#[test]
+fn changed_rows_are_drawn_from_by_their_probabilities() {
+    let logits: Vec<f32> = (0..600).map(|i| ((i * 7919) % 13) as f32 / 3.0).collect();
+    let base = SamplingParams { temperature: 0.8, ..SamplingParams::default() };
+    let bias = |by: f32| Some((0..600).step_by(3).map(|id| (id, by)).collect());
+    let cases = [
+        SamplingParams { presence_penalty: 1.5, frequency_penalty: 0.5, ..base.clone() },
+        SamplingParams { repetition_penalty: 1.6, ..base.clone() },
+        SamplingParams { repetition_penalty: 0.7, ..base.clone() },
+        SamplingParams { logit_bias: bias(-2.0), min_tokens: 9, ..base.clone() },
+        SamplingParams { logit_bias: bias(2.0), presence_penalty: 1.0, ..base.clone() },
+        SamplingParams { presence_penalty: 1.0, top_k: 40, top_p: 0.9, ..base.clone() },
+        SamplingParams { allowed_token_ids: Some((0..30).collect()), ..base.clone() },
+    ];
+    for params in cases {
+        let (mut blocks, mut scratch, mut changed) = (Blocks::default(), Scratch::default(), vec![]);
+        let row = Row::of_changed(&logits, Some(params.temperature), &mut blocks);
+        let mut counts = vec![0u32; 600];
+        const CHOICES: u32 = 20_000;
+        for seed in 0..CHOICES {
+            let set = |rules: &mut SamplingRules| {
+                rules.seed = seed.into();
+                rules.prompt_tokens = (0..600).step_by(7).collect();
+                rules.end_tokens = vec![12, 25];
+                rules.bad_words = vec![vec![1, 38], vec![7, 51]];
+            };
+            let mut s = with_rules(params.clone(), set);
+            [13, 26, 26, 1].into_iter().for_each(|token| s.note(token));
+            s.change(None, &logits, &mut changed);
+            let drawn = draw::draw(&row, params.temperature, &s.numbers());
+            let row = if seed % 2 == 0 { Row { draws: &drawn, ..row } } else { row };
+            counts[s.next(None, &row, &mut scratch) as usize] += 1;
+        }
+        let (expected, changed) = (reference(&changed, &params), &changed);
+        let of_value = |value: f32| (0..600).filter(move |i| changed[*i].to_bits() == value.to_bits());
+        for value in changed.iter().copied() {
+            let found: u32 = of_value(value).map(|i| counts[i]).sum();
+            let wanted: f64 = of_value(value).map(|i| expected[i] * f64::from(CHOICES)).sum();
+            assert!((f64::from(found) - wanted).abs() <= 6.0 * wanted.sqrt(), "{found}, not {wanted}: {params:?}");
+        }
+    }
+}
+
 #[test]
 fn greedy_takes_the_first_of_equals() {
     let mut logits = vec![0.0; 600];
@@ -184,7 +229,7 @@ fn where_all_is_forbidden_an_allowed_token_is_chosen() {
 fn logprobs_are_of_the_row_and_name_each_token_once() {
     let logits = [1.0f32, 3.0, 2.0, 0.0];
     let logsumexp = logits.iter().map(|l| l.exp()).sum::<f32>().ln();
-    let row = Row { logits: &logits, max: 3.0, logsumexp, block_max: &[3.0], block_sum: &[] };
+    let row = Row { logits: &logits, max: 3.0, logsumexp, block_max: &[3.0], block_sum: &[], draws: &[] };
     let of = |token, count| -> Vec<(u32, u32)> {
         logprobs(&row, token, count, &[]).iter().map(|t| (t.id, t.rank)).collect()
     };

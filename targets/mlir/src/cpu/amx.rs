@@ -67,7 +67,12 @@ pub(super) fn uses(inst: &Inst, v: Val) -> bool {
         Inst::Mma { a, b, acc } => [*a, *b, *acc].contains(&v),
         Inst::Map(_, args) | Inst::Concat(args, _) => args.contains(&v),
         Inst::Select { a, b, x, y, .. } => [*a, *b, *x, *y].contains(&v),
-        Inst::Cast(a) | Inst::Reduce(_, a, _) | Inst::Broadcast(a, _) | Inst::Reshape(a) | Inst::Stage(a) => *a == v,
+        Inst::ToIndex(a)
+        | Inst::Cast(a)
+        | Inst::Reduce(_, a, _)
+        | Inst::Broadcast(a, _)
+        | Inst::Reshape(a)
+        | Inst::Stage(a) => *a == v,
         Inst::Pipeline { init, body, .. } => {
             init.contains(&v) || body.yields.contains(&v) || body.stmts.iter().any(|s| uses(&s.inst, v))
         }

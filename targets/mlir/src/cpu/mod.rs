@@ -260,9 +260,12 @@ impl Lower<'_> {
     /// The one result of an instruction.
     fn value(&mut self, s: &Stmt) -> Result<Value, Error> {
         match &s.inst {
-            Inst::ProgramId(_) | Inst::Const(_) | Inst::Sym(_) | Inst::Index(..) | Inst::Read { .. } => {
-                self.scalar(&s.inst).map(Value::Index)
-            }
+            Inst::ProgramId(_)
+            | Inst::Const(_)
+            | Inst::Sym(_)
+            | Inst::Index(..)
+            | Inst::Read { .. }
+            | Inst::ToIndex(_) => self.scalar(&s.inst).map(Value::Index),
             Inst::Load { tensor, at } => {
                 let (at, ty) = (self.indices(at)?, self.kernel.tile(s.results[0]).clone());
                 match ty.layout {
@@ -304,6 +307,11 @@ impl Lower<'_> {
                 let at = self.indices(at)?;
                 let p = self.element(*tensor, &at);
                 Ok(self.w.load_index(p))
+            }
+            Inst::ToIndex(v) => {
+                let number = self.tile(*v)?.vecs[0];
+                let number = self.w.extract(number, 0);
+                Ok(self.w.number_index(number))
             }
             _ => Err(self.unsupported("an instruction that is no index")),
         }

@@ -430,9 +430,12 @@ impl Lower<'_> {
     /// The one result of an instruction.
     fn value(&mut self, s: &Stmt) -> Result<Value, Error> {
         match &s.inst {
-            Inst::ProgramId(_) | Inst::Const(_) | Inst::Sym(_) | Inst::Index(..) | Inst::Read { .. } => {
-                self.scalar(&s.inst).map(Value::Index)
-            }
+            Inst::ProgramId(_)
+            | Inst::Const(_)
+            | Inst::Sym(_)
+            | Inst::Index(..)
+            | Inst::Read { .. }
+            | Inst::ToIndex(_) => self.scalar(&s.inst).map(Value::Index),
             Inst::Load { tensor, at } => {
                 let (at, ty) = (self.indices(at)?, self.kernel.tile(s.results[0]).clone());
                 match ty.layout {
@@ -474,6 +477,10 @@ impl Lower<'_> {
                 }
                 Ok(self.w.load_index(p))
             }
+            Inst::ToIndex(v) => match self.tile(*v)?.data {
+                tile::Data::Splat(number) => Ok(self.w.number_index(number)),
+                _ => Err(self.misplaced(*v, "a tile of one element")),
+            },
             _ => Err(self.unsupported("an instruction that is no index")),
         }
     }

@@ -5,7 +5,10 @@ use super::{
     attention::{self, Ragged, index},
     math, ops, quantize,
 };
-use crate::graph::{Attention, Call, Epilogue, Quantize, Scales, op::STATS_BLOCK};
+use crate::graph::{
+    Attention, Call, Epilogue, Quantize, Scales,
+    op::{DRAWS, STATS_BLOCK},
+};
 
 /// Results of `call`; as [`ops::evaluate`]: the graph is legal, KV operands are left out.
 pub(super) fn evaluate(call: &Call, operands: &[&Tensor], kv: &mut KvState) -> Result<Vec<Tensor>, Error> {
@@ -23,6 +26,7 @@ pub(super) fn evaluate(call: &Call, operands: &[&Tensor], kv: &mut KvState) -> R
         }
         Call::PagedAttention(attention) => paged_attention(attention, operands, kv),
         Call::LogitStats => Ok(logit_stats(operands[0], operands[1].floats())),
+        Call::Draw => Ok(vec![draw(operands[0], operands[4].floats(), operands[5].floats())]),
     }
 }
 
@@ -134,4 +138,20 @@ fn block_stats(block: &[f32], temperature: f32) -> (f32, f32) {
     let max = math::max_and_logsumexp(block).0;
     let weight = |logit: &f32| (f64::from(logit - max) / f64::from(temperature)).exp();
     (max, if max == f32::NEG_INFINITY { 0.0 } else { block.iter().map(weight).sum::<f64>() as f32 })
+}
+
+/// Tokens by the definition: of all weights of a row, whatever its blocks' statistics are.
+fn draw(logits: &Tensor, temperature: &[f32], uniform: &[f32]) -> Tensor {
+    let rows = logits.floats().chunks_exact(logits.last().max(1)).zip(temperature);
+    let token = |row: &[f32], t: f32, numbers: &[f32]| {
+        let max = math::max_and_logsumexp(row).0;
+        let weights: Vec<f64> = row.iter().map(|l| (f64::from(l - max) / f64::from(t)).exp()).collect();
+        let blocks: Vec<f64> = weights.chunks(STATS_BLOCK).map(|block| block.iter().sum()).collect();
+        let block = math::place(&blocks, numbers[0]) * STATS_BLOCK;
+        let end = (block + STATS_BLOCK).min(row.len());
+        (block + math::place(&weights[block..end], numbers[1])) as f32
+    };
+    let drawn = rows.zip(uniform.chunks_exact(2 * DRAWS));
+    let ids = drawn.flat_map(|((row, t), numbers)| numbers.chunks_exact(2).map(move |pair| token(row, *t, pair)));
+    Tensor::f32(&[logits.dims[0], DRAWS], ids.collect())
 }

@@ -16,6 +16,18 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
+/// Which of the weights, put one after the other, lies at this fraction of them all; the last that weighs anything, where
+/// rounding leaves none.
+pub(super) fn place(weights: &[f64], fraction: f32) -> usize {
+    let target = f64::from(fraction) * weights.iter().sum::<f64>();
+    let mut sum = 0.0;
+    let reached = |w: &f64| {
+        sum += w;
+        sum > target
+    };
+    weights.iter().position(reached).or(weights.iter().rposition(|w| *w > 0.0)).unwrap_or(0)
+}
+
 pub(super) fn widen(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| f64::from(*x)).collect()
 }

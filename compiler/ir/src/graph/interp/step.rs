@@ -1,7 +1,10 @@
 //! Inputs of one step, as the runtime's step builder fills them.
 
 use super::{Error, KvState, Tensor};
-use crate::{expr::Sym, graph::Input};
+use crate::{
+    expr::Sym,
+    graph::{Input, op::DRAWS},
+};
 
 /// What one sequence brings to a step.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +38,8 @@ pub struct StepInputs {
     pub logits_indices: Vec<i32>,
     /// `[L]`.
     pub temperature: Vec<f32>,
+    /// `[L, 2 * DRAWS]`.
+    pub uniform: Vec<f32>,
     /// `[Q]`.
     pub tile_seq: Vec<i32>,
     /// `[Q]`.
@@ -45,7 +50,7 @@ pub struct StepInputs {
 
 impl StepInputs {
     /// A batch of `sequences`, in query tiles of at most `query_tile` tokens, that asks for the logits of each
-    /// sequence's last token, at temperature 1. `max_model_len` is the longest sequence's length.
+    /// sequence's last token, at temperature 1 and with random numbers of 0. `max_model_len` is the longest sequence's length.
     pub fn ragged(sequences: &[Sequence<'_>], block_size: usize, query_tile: usize) -> StepInputs {
         let block_size = block_size.max(1);
         let max_blocks = sequences.iter().map(|s| s.blocks.len()).max().unwrap_or(0);
@@ -77,7 +82,8 @@ impl StepInputs {
     /// The same step, asking for the logits of every token.
     pub fn with_all_logits(self) -> StepInputs {
         let tokens = self.token_ids.len();
-        StepInputs { logits_indices: (0..tokens as i32).collect(), temperature: vec![1.0; tokens], ..self }
+        let (temperature, uniform) = (vec![1.0; tokens], vec![0.0; 2 * DRAWS * tokens]);
+        StepInputs { logits_indices: (0..tokens as i32).collect(), temperature, uniform, ..self }
     }
 
     fn append(&mut self, s: &Sequence<'_>, block_size: usize, query_tile: usize) {
@@ -96,6 +102,7 @@ impl StepInputs {
         self.seq_lens.push(len as i32);
         self.logits_indices.extend(end.checked_sub(1).filter(|_| end > start).map(|last| last as i32));
         self.temperature.resize(self.logits_indices.len(), 1.0);
+        self.uniform.resize(2 * DRAWS * self.logits_indices.len(), 0.0);
         let padding = std::iter::repeat_n(0, self.max_blocks - s.blocks.len());
         self.block_table.extend(s.blocks.iter().map(|b| *b as i32).chain(padding));
         self.max_model_len = self.max_model_len.max(len);
@@ -126,6 +133,9 @@ impl StepInputs {
             }
             Input::LogitsIndices => &self.logits_indices,
             Input::Temperature => return Some(Tensor::f32(&[self.temperature.len()], self.temperature.clone())),
+            Input::Uniform => {
+                return Some(Tensor::f32(&[self.temperature.len(), 2 * DRAWS], self.uniform.clone()));
+            }
             Input::TileSeq => &self.tile_seq,
             Input::TileStart => &self.tile_start,
             Input::Kv(_) => return None,
@@ -142,6 +152,7 @@ impl StepInputs {
             ("query_start_loc", self.query_start_loc.len(), r + 1),
             ("block_table", self.block_table.len(), r * self.max_blocks),
             ("temperature", self.temperature.len(), self.logits_indices.len()),
+            ("uniform", self.uniform.len(), 2 * DRAWS * self.logits_indices.len()),
             ("tile_start", self.tile_start.len(), self.tile_seq.len()),
         ];
         for (name, found, expected) in lengths {

@@ -81,6 +81,7 @@ fn call<'a>(c: &mut Cursor<'a>) -> Read<(Op, Vec<Operand<'a>>)> {
         "rope_kv_write" => rope_kv_write(&mut attrs)?,
         "paged_attention" => Call::PagedAttention(attention(&mut attrs)?),
         "logit_stats" => Call::LogitStats,
+        "draw" => Call::Draw,
         _ => return Err(crate::Diagnostic::new(format!("unknown kernel @{kernel}"), Some(at))),
     };
     attrs.finish()?;

@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{
     expr::Sym,
-    graph::{Attention, Call, Dequantize, Epilogue, Quantize, Scales, ValueType, op::STATS_BLOCK},
+    graph::{
+        Attention, Call, Dequantize, Epilogue, Quantize, Scales, ValueType,
+        op::{DRAWS, STATS_BLOCK},
+    },
     types::{DType, Dim, TensorType},
 };
 
@@ -20,6 +23,7 @@ pub(super) fn infer(call: &Call, o: Operands<'_>) -> Inferred {
         Call::RopeKvWrite { attention, qk_norm, rope_dim } => rope_kv_write(o, attention, qk_norm.is_some(), *rope_dim),
         Call::PagedAttention(attention) => paged_attention(o, attention),
         Call::LogitStats => logit_stats(o),
+        Call::Draw => draw(o),
     }
 }
 
@@ -206,4 +210,19 @@ fn logit_stats(o: Operands<'_>) -> Inferred {
     let row = ValueType::Tensor(TensorType::new([x.dims[0]], DType::F32));
     let blocks = ValueType::Tensor(TensorType::new([x.dims[0], blocks.into()], DType::F32));
     Ok(vec![row.clone(), row, blocks.clone(), blocks])
+}
+
+fn draw(o: Operands<'_>) -> Inferred {
+    o.count(6)?;
+    let x = o.ranked(0, "logits", 2)?;
+    let blocks = o.last(x, "logits")?.div_ceil(STATS_BLOCK);
+    let row = TensorType::new([Sym::L], DType::F32);
+    let blocks = TensorType::new([Sym::L.into(), Dim::Const(blocks)], DType::F32);
+    o.exactly(0, "logits", &TensorType::new([Sym::L.into(), x.dims[1]], DType::F32))?;
+    o.exactly(1, "max", &row)?;
+    o.exactly(2, "block_max", &blocks)?;
+    o.exactly(3, "block_sum", &blocks)?;
+    o.exactly(4, "temperature", &row)?;
+    o.exactly(5, "uniform", &TensorType::new([Sym::L.into(), Dim::Const(2 * DRAWS)], DType::F32))?;
+    one([Sym::L.into(), Dim::Const(DRAWS)], DType::F32)
 }

@@ -176,6 +176,7 @@ impl Machine<'_> {
                 let at = self.indices(at);
                 Value::Index(self.tensors[*tensor].read(&at)?)
             }
+            Inst::ToIndex(v) => Value::Index(whole(self.numbers(*v)[0])?),
             Inst::Load { tensor, at } => {
                 let place = Place { at: self.indices(at), shape: tile(self).shape };
                 Value::F32(self.tensors[*tensor].load(&place)?.into())
@@ -211,6 +212,11 @@ impl Machine<'_> {
             Value::Index(_) => unreachable!("a verified kernel stores tiles"),
         }
     }
+}
+
+fn whole(x: f32) -> Result<i64, String> {
+    let fits = x.fract() == 0.0 && x.abs() <= (1 << f32::MANTISSA_DIGITS) as f32;
+    if fits { Ok(x as i64) } else { Err(format!("`to_index` of {x}, which is no whole number of at most 2^24")) }
 }
 
 fn full(c: f32, ty: &TileType) -> Value {

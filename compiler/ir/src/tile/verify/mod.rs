@@ -195,6 +195,7 @@ fn word(inst: &Inst) -> &'static str {
         Inst::Sym(_) => "sym",
         Inst::Index(op, ..) => op.name(),
         Inst::Read { .. } => "read",
+        Inst::ToIndex(_) => "to_index",
         Inst::Load { .. } => "load",
         Inst::Store { .. } => "store",
         Inst::Full(_) => "full",

@@ -44,6 +44,7 @@ pub(super) fn statement(k: &Kernel, s: &Stmt) -> Rule {
         Inst::Const(_) | Inst::Sym(_) => rules.index_result(),
         Inst::Index(_, a, b) => rules.indices(&[*a, *b]).and_then(|()| rules.index_result()),
         Inst::Read { tensor, at } => rules.read(*tensor, at),
+        Inst::ToIndex(v) => rules.to_index(*v),
         Inst::Load { tensor, at } => rules.load(*tensor, at),
         Inst::Store { tensor, at, value, rows } => rules.store(*tensor, at, *value, *rows),
         Inst::Full(c) => rules.full(*c),
@@ -112,6 +113,12 @@ impl<'k> Rules<'k> {
         let t = self.tile(v)?;
         ensure(t.layout != Layout::Operand, || format!("takes reg or acc where `{}` is {t}", name(self.k, v)))?;
         Ok(t)
+    }
+
+    fn to_index(&self, v: Val) -> Rule {
+        let t = self.number(v)?;
+        ensure(t.shape.is_empty(), || format!("takes one number where `{}` is {t}", name(self.k, v)))?;
+        self.index_result()
     }
 
     /// A tile that arithmetic works on.

@@ -28,9 +28,10 @@ use crate::{
 };
 use rvllm_artifact::{
     manifest::KvCache,
-    plan::{Arg, Plan},
+    plan::{Arg, DRAWS, Plan},
 };
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -314,11 +315,13 @@ impl Device for CudaDevice {
     }
 }
 
+/// Buffer, where it begins in the arena and on the host, f32 elements of a row.
+type OutputPart = (u32, u64, usize, usize);
+
 /// The plan's outputs on the host.
 struct HostOutputs {
     memory: Pinned,
-    /// Buffer, where it begins in the arena and here, f32 elements of a row.
-    parts: [(u32, u64, usize, usize); 5],
+    parts: [OutputPart; 6],
 }
 
 impl HostOutputs {
@@ -328,9 +331,9 @@ impl HostOutputs {
         let blocks = vocab.div_ceil(LOGITS_BLOCK);
         let [max, logsumexp] = [outputs.max, outputs.logsumexp].map(|id| (id, 1));
         let [block_max, block_sum] = [outputs.block_max, outputs.block_sum].map(|id| (id, blocks));
-        let columns = [max, logsumexp, block_max, block_sum, (outputs.logits, vocab)];
+        let columns = [max, logsumexp, (outputs.draws, DRAWS), block_max, block_sum, (outputs.logits, vocab)];
         let mut end = 0;
-        let mut parts = [(0, 0, 0, 0); 5];
+        let mut parts = [(0, 0, 0, 0); 6];
         for (part, (id, columns)) in parts.iter_mut().zip(columns) {
             let buffer = plan.buffers.get(id as usize);
             let buffer = buffer.ok_or_else(|| DeviceError::Plan(format!("there is no output buffer {id}")))?;
@@ -340,42 +343,38 @@ impl HostOutputs {
         Ok(HostOutputs { memory: Pinned::new(gpu, end)?, parts })
     }
 
-    /// Brings what the step reads of its rows: the statistics of all, without sums where no token is drawn, and whole rows,
-    /// or, where just the most likely token is asked for, its run, which the statistics tell.
+    /// Brings what the step reads of its rows: of all what was drawn and the statistics of the whole row, and whole rows with
+    /// the statistics of their runs.
     fn fetch(&mut self, stream: &Stream, arena: &DeviceMemory, step: &Step) -> Result<(), CudaError> {
         let rows = step.logits_indices.len();
-        let [max, logsumexp, block_max, block_sum, (_, from, to, columns)] = self.parts;
-        let whole = |row: &usize| step.reads.get(*row).copied().unwrap_or_default() == Reads::All;
-        let sums = (0..rows).any(|row| whole(&row)).then_some(block_sum);
-        for (_, from, to, columns) in [max, logsumexp, block_max].into_iter().chain(sums) {
-            stream.download(arena, from, &mut self.memory, to..to + 4 * columns * rows)?;
+        let [max, logsumexp, draws, block_max, block_sum, logits] = self.parts;
+        for part in [max, logsumexp, draws] {
+            self.fetch_rows(stream, arena, part, 0..rows)?;
         }
-        let bytes = 4 * columns;
+        let whole = |row: &usize| step.reads.get(*row).copied().unwrap_or_default() == Reads::All;
         let mut row = 0;
         while row < rows {
             let end = (row..rows).find(|r| whole(r) != whole(&row)).unwrap_or(rows);
             if whole(&row) {
-                let range = to + row * bytes..to + end * bytes;
-                stream.download(arena, from + (row * bytes) as u64, &mut self.memory, range)?;
+                for part in [block_max, block_sum, logits] {
+                    self.fetch_rows(stream, arena, part, row..end)?;
+                }
             }
             row = end;
         }
-        if (0..rows).all(|row| whole(&row)) {
-            return Ok(());
-        }
-        stream.synchronize()?;
-        let pieces: Vec<_> = (0..rows).filter(|row| !whole(row)).filter_map(|row| self.largest_run(row)).collect();
-        stream.gather(arena, &mut self.memory, &pieces)
+        Ok(())
     }
 
-    /// Where the run with a row's largest logit lies, where it goes, and its bytes.
-    fn largest_run(&self, row: usize) -> Option<(u64, usize, usize)> {
-        let [(_, _, max, _), _, (_, _, block_max, blocks), _, (_, from, to, columns)] = self.parts;
-        let max = *self.memory.floats(max + 4 * row, 1)?.first()?;
-        let runs = self.memory.floats(block_max + 4 * row * blocks, blocks)?;
-        let first = runs.iter().position(|m| *m == max).unwrap_or(0) * LOGITS_BLOCK;
-        let (at, len) = (4 * (row * columns + first), 4 * LOGITS_BLOCK.min(columns - first));
-        Some((from + at as u64, to + at, len))
+    fn fetch_rows(
+        &mut self,
+        stream: &Stream,
+        arena: &DeviceMemory,
+        part: OutputPart,
+        rows: Range<usize>,
+    ) -> Result<(), CudaError> {
+        let (_, from, to, columns) = part;
+        let [start, end] = [rows.start, rows.end].map(|row| 4 * columns * row);
+        stream.download(arena, from + start as u64, &mut self.memory, to + start..to + end)
     }
 
     fn read(&self, buffer: u32, len: usize) -> Option<&[f32]> {
@@ -402,7 +401,7 @@ mod tests {
             weights: vec![],
             kernels: vec![],
             launches: vec![plan::Launch { name: "x".into(), args: vec![], variants }],
-            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0 },
+            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0 },
         }
     }
 

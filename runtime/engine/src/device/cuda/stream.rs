@@ -11,11 +11,6 @@ use super::{
 use cudarc::driver::{result, sys};
 use std::{ffi::c_void, ops::Range};
 
-/// Fewest pieces that are copied by one call.
-const BATCH: usize = 8;
-/// Oldest driver that copies many pieces by one call: CUDA 12.8.
-const BATCHES_DRIVER: i32 = 12080;
-
 /// Work in order.
 #[derive(Debug)]
 pub struct Stream {
@@ -84,62 +79,6 @@ impl Stream {
         self.gpu.bind()?;
         // SAFETY: as in `upload`.
         unsafe { result::memcpy_dtoh_async(bytes, memory.address() + at, self.stream) }.context("copy from the GPU")
-    }
-
-    /// Copies many pieces of `memory` to host memory, in order: for each where it lies there, where it goes, its bytes.
-    ///
-    /// # Errors
-    /// As [`Stream::upload`].
-    pub fn gather(
-        &self,
-        memory: &DeviceMemory,
-        into: &mut Pinned,
-        pieces: &[(u64, usize, usize)],
-    ) -> Result<(), CudaError> {
-        if pieces.len() < BATCH || self.gpu.facts().driver < BATCHES_DRIVER {
-            return pieces.iter().try_for_each(|(at, to, len)| self.download(memory, *at, into, *to..*to + *len));
-        }
-        let start = into.bytes_mut().as_mut_ptr() as u64;
-        let (mut from, mut to, mut bytes) = (vec![], vec![], vec![]);
-        for (at, place, len) in pieces {
-            let fits = memory.holds(*at, *len as u64) && into.bytes().get(*place..*place + *len).is_some();
-            if !fits {
-                return Err(outside(*place..*place + *len));
-            }
-            from.push(memory.address() + at);
-            to.push(start + *place as u64);
-            bytes.push(*len);
-        }
-        self.batch(&mut to, &mut from, &mut bytes)
-    }
-
-    /// Copies in one call, between addresses that were checked.
-    fn batch(&self, to: &mut [u64], from: &mut [u64], bytes: &mut [usize]) -> Result<(), CudaError> {
-        let anywhere = || sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_INVALID, id: 0 };
-        let mut attributes = sys::CUmemcpyAttributes {
-            srcAccessOrder: sys::CUmemcpySrcAccessOrder::CU_MEMCPY_SRC_ACCESS_ORDER_STREAM,
-            srcLocHint: anywhere(),
-            dstLocHint: anywhere(),
-            flags: 0,
-        };
-        let (mut first, mut failed) = (0usize, 0usize);
-        self.gpu.bind()?;
-        // SAFETY: the three lists are of one length, their ranges were checked to lie in their memory by the caller, and
-        // the one set of attributes begins with the first copy.
-        let call = unsafe {
-            sys::cuMemcpyBatchAsync(
-                to.as_mut_ptr(),
-                from.as_mut_ptr(),
-                bytes.as_mut_ptr(),
-                to.len(),
-                &mut attributes,
-                &mut first,
-                1,
-                &mut failed,
-                self.stream,
-            )
-        };
-        call.result().context("copy pieces from the GPU")
     }
 
     /// Copies `len` bytes within a GPU's memory, in order.
