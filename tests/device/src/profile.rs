@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use rvllm_artifact::{
     Artifact,
     manifest::NVPTX,
-    plan::{self, Arg, Plan},
+    plan::{self, Arg, DRAWS, Plan},
 };
 use rvllm_engine::{
     DeviceChoice, EngineOptions, Limits,
@@ -76,7 +76,7 @@ fn on_gpu_step(executor: &mut Executor<CudaDevice>, artifact: &Artifact, what: &
     let list = executor.list(step)?;
     let times = executor.device_mut().time(step, &list, REPEATS)?;
     println!("\n{what}, µs a step, and of that the host's before it waits:");
-    for (what, reads) in [("largest logits read", Reads::Largest), ("all logits read", Reads::All)] {
+    for (what, reads) in [("drawn tokens read", Reads::Draws), ("all logits read", Reads::All)] {
         step.reads = vec![reads; step.logits_indices.len()];
         let (launched, host) = whole_steps(executor, step)?;
         println!("{launched:9.1} {host:5.1}  {what}");
@@ -189,6 +189,7 @@ fn decodes(limits: &Limits, seqs: u32, context: u32) -> Result<Step> {
         block_table: (0..seqs as i32 * blocks).collect(),
         logits_indices: all.clone().collect(),
         temperature: vec![1.0; seqs as usize],
+        uniform: vec![0.5; 2 * DRAWS * seqs as usize],
         tile_seq: all.clone().collect(),
         tile_start: all.collect(),
         max_blocks: blocks as usize,
@@ -212,6 +213,7 @@ fn prefill(limits: &Limits, tokens: u32) -> Result<Step> {
         block_table: (0..blocks as i32).collect(),
         logits_indices: vec![tokens as i32 - 1],
         temperature: vec![1.0],
+        uniform: vec![0.5; 2 * DRAWS],
         tile_seq: vec![0; tiles.len()],
         tile_start: tiles.collect(),
         max_blocks: blocks as usize,

@@ -215,14 +215,15 @@ fn logit_stats(o: Operands<'_>) -> Inferred {
 fn draw(o: Operands<'_>) -> Inferred {
     o.count(6)?;
     let x = o.ranked(0, "logits", 2)?;
-    let blocks = o.last(x, "logits")?.div_ceil(STATS_BLOCK);
-    let row = TensorType::new([Sym::L], DType::F32);
-    let blocks = TensorType::new([Sym::L.into(), Dim::Const(blocks)], DType::F32);
-    o.exactly(0, "logits", &TensorType::new([Sym::L.into(), x.dims[1]], DType::F32))?;
-    o.exactly(1, "max", &row)?;
+    if x.dtype != DType::F32 {
+        return Err(format!("`{}` needs logits in f32, not {x}", o.op));
+    }
+    let (rows, blocks) = (x.dims[0], o.last(x, "logits")?.div_ceil(STATS_BLOCK));
+    let blocks = TensorType::new([rows, Dim::Const(blocks)], DType::F32);
+    o.exactly(1, "max", &TensorType::new([rows], DType::F32))?;
     o.exactly(2, "block_max", &blocks)?;
     o.exactly(3, "block_sum", &blocks)?;
-    o.exactly(4, "temperature", &row)?;
+    o.exactly(4, "temperature", &TensorType::new([Sym::L], DType::F32))?;
     o.exactly(5, "uniform", &TensorType::new([Sym::L.into(), Dim::Const(2 * DRAWS)], DType::F32))?;
-    one([Sym::L.into(), Dim::Const(DRAWS)], DType::F32)
+    one([rows, Dim::Const(DRAWS)], DType::F32)
 }
