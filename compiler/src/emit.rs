@@ -69,16 +69,23 @@ fn launch(launch: &program::Launch, kernels: &[Kernel]) -> plan::Launch {
     plan::Launch {
         name: name.clone(),
         args: args.iter().map(arg).collect(),
-        variants: variants.iter().map(|v| variant(v, kernels)).collect(),
+        variants: variants.iter().map(|v| variant(v, variants, kernels)).collect(),
     }
 }
 
-fn variant(variant: &program::Variant, kernels: &[Kernel]) -> plan::Variant {
+/// What launches nothing has no programs of the kernel that another of the launch's variants has.
+fn variant(variant: &program::Variant, of_launch: &[program::Variant], kernels: &[Kernel]) -> plan::Variant {
     let program::Variant { at_most, kernel } = *variant;
-    plan::Variant {
-        at_most: at_most.map(|(s, n)| (symbol(s), int(n))),
-        kernel: int(kernel),
-        grid: kernels[kernel].grid.iter().map(|(_, extent)| expr(extent)).collect(),
+    let at_most = at_most.map(|(s, n)| (symbol(s), int(n)));
+    match kernel {
+        Some(kernel) => {
+            let grid = kernels[kernel].grid.iter().map(|(_, extent)| expr(extent)).collect();
+            plan::Variant { at_most, kernel: int(kernel), grid }
+        }
+        None => {
+            let kernel = of_launch.iter().find_map(|v| v.kernel).unwrap_or_default();
+            plan::Variant { at_most, kernel: int(kernel), grid: vec![plan::Expr::Const(0)] }
+        }
     }
 }
 
@@ -154,6 +161,7 @@ fn expr(of: &Expr) -> plan::Expr {
         Expr::Add(a, b) => plan::Expr::Add(boxed(a), boxed(b)),
         Expr::Mul(a, b) => plan::Expr::Mul(boxed(a), boxed(b)),
         Expr::CeilDiv(a, d) => plan::Expr::CeilDiv(boxed(a), *d),
+        Expr::Min(a, most) => plan::Expr::Min(boxed(a), *most),
     }
 }
 

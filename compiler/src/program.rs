@@ -129,8 +129,8 @@ pub struct Launch {
 pub struct Variant {
     /// Holds when the symbol is at most the number; always where absent.
     pub at_most: Option<(Sym, usize)>,
-    /// Index into the program's kernels.
-    pub kernel: usize,
+    /// Index into the program's kernels; nothing is launched where absent.
+    pub kernel: Option<usize>,
 }
 
 /// A tensor argument.
@@ -198,9 +198,12 @@ impl Program {
         let args: Vec<String> = launch.args.iter().map(|a| self.arg(a)).collect();
         writeln!(f, "launch {}({})", launch.name, args.join(", "))?;
         for v in &launch.variants {
-            let kernel = &self.kernels[v.kernel];
-            let grid: Vec<String> = kernel.grid.iter().map(|(_, e): &(String, Expr)| e.to_string()).collect();
             let condition = v.at_most.map_or(String::new(), |(s, n)| format!(" if {s} <= {n}"));
+            let Some(kernel) = v.kernel.map(|i| &self.kernels[i]) else {
+                writeln!(f, "  nothing{condition}")?;
+                continue;
+            };
+            let grid: Vec<String> = kernel.grid.iter().map(|(_, e): &(String, Expr)| e.to_string()).collect();
             writeln!(f, "  @{}[{}]{condition}", kernel.name, grid.join(", "))?;
         }
         Ok(())

@@ -25,7 +25,10 @@ pub use embed::{Embed, embed};
 pub use gemm::{Gemm, Quantized, gemm};
 pub use kv_cache::{KvCache, KvLayout};
 pub use logit_stats::{LogitStats, logit_stats};
-pub use paged_attention::{PagedAttention, Split, paged_attention};
+pub use paged_attention::{
+    PagedAttention, paged_attention,
+    parts::{Split, Spread, join_parts, part_states},
+};
 pub use quantize_rows::{QuantizeRows, quantize_rows};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope_kv_write::{RopeKvWrite, rope_kv_write};
@@ -47,6 +50,8 @@ pub enum Spec {
     RopeKvWrite(RopeKvWrite),
     /// `Call::PagedAttention`.
     PagedAttention(PagedAttention),
+    /// The rest of `Call::PagedAttention` where it works on parts apart.
+    JoinParts(PagedAttention),
     /// `Call::LogitStats`.
     LogitStats(LogitStats),
     /// `Call::Draw`.
@@ -63,6 +68,7 @@ impl Spec {
             Spec::Gemm(s) => gemm(name, s),
             Spec::RopeKvWrite(s) => rope_kv_write(name, s),
             Spec::PagedAttention(s) => paged_attention(name, s),
+            Spec::JoinParts(s) => join_parts(name, s),
             Spec::LogitStats(s) => logit_stats(name, s),
             Spec::Draw(s) => draw(name, s),
         }

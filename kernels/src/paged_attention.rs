@@ -15,7 +15,7 @@
 //!   exactly 0; and l + 0 and o + 0·v are exact.
 //!
 //! # Splits
-//! With [`Split`], the iterations are dealt out to parts, some neighbouring ones at a time: which part an iteration
+//! With [`Split`] (see [`parts`]), the iterations are dealt out to parts, some neighbouring ones at a time: which part an iteration
 //! belongs to depends on its position alone. Each part has a softmax of its own, and they are joined in ascending order; joining
 //! one that has seen nothing changes nothing but the sign of zeros, which the result does without; so parts that cannot have
 //! seen anything are left out, and a short sequence is the same bits as without splits.
@@ -23,7 +23,10 @@
 //! The last point of batch invariance needs finite values: whatever lies in the slots of an allocated block that no token was written
 //! to must be finite in the value cache and in its scales (fresh memory is zero). Keys there, and their scales, may hold anything.
 
+pub mod parts;
+
 use crate::{KvCache, kv_cache::CacheRefs};
+use parts::{Split, Spread, States};
 use rvllm_ir::{
     DType, Dim, Sym, TensorType,
     tile::{
@@ -64,17 +67,6 @@ pub struct PagedAttention {
     pub result: MemLayout,
 }
 
-/// How the iterations over a sequence's blocks are dealt out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Split {
-    /// How many parts there are.
-    pub parts: usize,
-    /// Neighbouring iterations of one part.
-    pub iterations: usize,
-    /// Whether the parts are worth computing at once, rather than one after another. Changes no bit.
-    pub spread: bool,
-}
-
 impl PagedAttention {
     /// G: query heads of one KV head.
     fn group(&self) -> usize {
@@ -90,6 +82,15 @@ impl PagedAttention {
     fn span(&self) -> usize {
         self.blocks * self.cache.block_size
     }
+
+    fn declare_result(&self, k: &mut KernelBuilder) -> TensorRef {
+        let (h, d) = (self.heads, self.cache.head_dim);
+        let dims = match self.result {
+            MemLayout::Strided { .. } => vec![Dim::Sym(Sym::T), Dim::Const(h), Dim::Const(d)],
+            MemLayout::Panel { .. } | MemLayout::Blocks { .. } => vec![Dim::Sym(Sym::T), Dim::Const(h * d)],
+        };
+        k.tensor("out", TensorType::new(dims, self.cache.dtype), self.result, Access::Out)
+    }
 }
 
 /// The tensors that say what to attend to.
@@ -100,7 +101,37 @@ struct Step {
     seq_lens: TensorRef,
 }
 
+impl Step {
+    fn declare(k: &mut KernelBuilder) -> Step {
+        let list = |dim: Dim| TensorType::new([dim], DType::I32);
+        Step {
+            tile_seq: k.input("tile_seq", list(Sym::Q.into())),
+            tile_start: k.input("tile_start", list(Sym::Q.into())),
+            query_start_loc: k.input("query_start_loc", list(Dim::SymPlusOne(Sym::R))),
+            seq_lens: k.input("seq_lens", list(Sym::R.into())),
+        }
+    }
+}
+
+/// What a program works on, besides its part.
+struct Scope {
+    /// Its KV head.
+    head: Val,
+    /// Its query tile.
+    tile: Tile,
+}
+
+impl Scope {
+    /// Of one program per KV head and query tile.
+    fn of_program(k: &mut KernelBuilder, s: &PagedAttention, step: &Step) -> Scope {
+        let head = k.grid("head", s.cache.kv_heads as i64);
+        let tile = k.grid("tile", Sym::Q);
+        Scope { head, tile: query_tile(k, s, step, tile) }
+    }
+}
+
 /// One query tile.
+#[derive(Clone, Copy)]
 struct Tile {
     /// Its sequence.
     seq: Val,
@@ -114,33 +145,20 @@ struct Tile {
 
 /// `out = softmax(scale · q kᵀ, causal) v` per head. Parameters: q `[T, H, D]`, keys and values (see [`KvCache`]),
 /// tile_seq `[Q]i32`, tile_start `[Q]i32`, query_start_loc `[R+1]i32`, seq_lens `[R]i32`, block_table `[R, M]i32`,
-/// out `[T, H, D]`. One program per KV head and query tile.
+/// out `[T, H, D]`, and the states of parts where they may be worked on apart ([`parts::part_states`]). One program per KV
+/// head and query tile, and per part where they are.
 pub fn paged_attention(name: &str, s: &PagedAttention) -> Kernel {
     let mut k = KernelBuilder::new(name);
-    let d = s.cache.head_dim;
-    let heads = TensorType::new([Dim::Sym(Sym::T), Dim::Const(s.heads), Dim::Const(d)], s.cache.dtype);
-    let list = |dim: Dim| TensorType::new([dim], DType::I32);
-    let q = k.input("q", heads.clone());
+    let heads = [Dim::Sym(Sym::T), Dim::Const(s.heads), Dim::Const(s.cache.head_dim)];
+    let q = k.input("q", TensorType::new(heads, s.cache.dtype));
     let cache = s.cache.declare(&mut k, Access::In);
-    let step = Step {
-        tile_seq: k.input("tile_seq", list(Sym::Q.into())),
-        tile_start: k.input("tile_start", list(Sym::Q.into())),
-        query_start_loc: k.input("query_start_loc", list(Dim::SymPlusOne(Sym::R))),
-        seq_lens: k.input("seq_lens", list(Sym::R.into())),
-    };
+    let step = Step::declare(&mut k);
     let block_table = k.input("block_table", TensorType::new([Sym::R, Sym::M], DType::I32));
-    let out = match s.result {
-        MemLayout::Strided { .. } => heads,
-        MemLayout::Panel { .. } | MemLayout::Blocks { .. } => {
-            TensorType::new([Dim::Sym(Sym::T), Dim::Const(s.heads * d)], s.cache.dtype)
-        }
-    };
-    let out = k.tensor("out", out, s.result, Access::Out);
-
-    let head = k.grid("head", s.cache.kv_heads as i64);
-    let tile = k.grid("tile", Sym::Q);
-    let tile = query_tile(&mut k, s, &step, tile);
-    let tensors = Tensors { q, cache, block_table, out };
+    let out = s.declare_result(&mut k);
+    let states = States::declare(&mut k, s, Access::Out);
+    let Scope { head, tile } = Scope::of_program(&mut k, s, &step);
+    let part = parts::part_of_grid(&mut k, s);
+    let tensors = Tensors { q, cache, block_table, out, part: part.zip(states) };
     if s.pass >= s.query_tile {
         tensors.pass(&mut k, s, tile, head);
     } else {
@@ -161,6 +179,8 @@ struct Tensors {
     cache: CacheRefs,
     block_table: TensorRef,
     out: TensorRef,
+    /// The program's part and where its state goes, where parts are worked on apart.
+    part: Option<(Val, States)>,
 }
 
 impl Tensors {
@@ -172,25 +192,17 @@ impl Tensors {
         let q = k.reshape(q, &[s.rows(), d]);
         let (lo, last) = seen(k, s, &tile, s.span());
         let bounds = (lo, k.offset(last, 1));
-        let Tile { start, tokens, .. } = tile;
-        let Tensors { cache, block_table, .. } = *self;
+        let Tensors { cache, block_table, out, .. } = *self;
         let program = Program { tile, q, cache, block_table, head };
-        let softmax = match s.split {
-            None => program.attend(k, s, bounds, |_, i| i),
-            Some(split) => program.attend_parts(k, s, bounds, split),
+        let softmax = match (s.split, self.part) {
+            (None, _) => program.attend(k, s, bounds, |_, i| i),
+            (Some(split), None) => program.attend_parts(k, s, bounds, split),
+            (Some(split), Some((part, states))) => {
+                let finish = |k: &mut KernelBuilder, softmax: Softmax| softmax.store(k, s, out, (&tile, head));
+                return program.attend_apart(k, s, bounds, (split, part, states), finish);
+            }
         };
-        let o = softmax.finish(k, s.split.is_some());
-        match s.result {
-            MemLayout::Strided { .. } => {
-                let o = k.reshape(o, &[s.pass, group, d]);
-                k.store_rows(self.out, &[start, first, zero], o, Some(tokens));
-            }
-            MemLayout::Panel { .. } | MemLayout::Blocks { .. } => {
-                let o = k.reshape(o, &[s.pass, group * d]);
-                let column = k.scale(first, d);
-                k.store_rows(self.out, &[start, column], o, Some(tokens));
-            }
-        }
+        softmax.store(k, s, out, (&tile, head));
     }
 }
 
@@ -276,53 +288,36 @@ impl Program {
     }
 
     /// The same, part by part.
-    fn attend_parts(&self, k: &mut KernelBuilder, s: &PagedAttention, (lo, hi): (Val, Val), split: Split) -> Softmax {
-        let part = |k: &mut KernelBuilder, part: Val| {
-            let bounds = (split.before(k, part, lo), split.before(k, part, hi));
-            self.attend(k, s, bounds, |k, i| split.iteration(k, part, i))
-        };
-        if split.spread {
+    fn attend_parts(&self, k: &mut KernelBuilder, s: &PagedAttention, bounds: (Val, Val), split: Split) -> Softmax {
+        if split.spread == Spread::Together {
             let softmax = Softmax::new(k, s.rows(), s.cache.head_dim);
             let state = k.fold(split.parts, split.parts, &softmax.state(), |k, i, state| {
-                let softmax = part(k, i);
+                let softmax = self.attend_part(k, s, bounds, split, i);
                 Softmax::from(state).join(k, &softmax).state().to_vec()
             });
             return Softmax::from(&state);
         }
         let (zero, one) = (k.index(0), k.index(1));
-        let first = part(k, zero);
-        let (runs, most) = (k.offset(hi, split.iterations as i64 - 1), k.index(split.parts as i64));
-        let runs = k.div(runs, split.iterations);
-        let parts = k.min(runs, most);
+        let first = self.attend_part(k, s, bounds, split, zero);
+        let parts = split.seen(k, bounds.1);
         let state = k.pipeline(one, parts, 1, &first.state(), |k, i, state| {
-            let softmax = part(k, i);
+            let softmax = self.attend_part(k, s, bounds, split, i);
             Softmax::from(state).join(k, &softmax).state().to_vec()
         });
         Softmax::from(&state)
     }
-}
 
-impl Split {
-    /// How many iterations of a part come before the `i`th of all.
-    fn before(&self, k: &mut KernelBuilder, part: Val, i: Val) -> Val {
-        let turn = self.parts * self.iterations;
-        let (turns, rest) = (k.div(i, turn), k.rem(i, turn));
-        let first = k.scale(part, self.iterations);
-        let own = k.sub(rest, first);
-        let (zero, most) = (k.index(0), k.index(self.iterations as i64));
-        let own = k.max(own, zero);
-        let own = k.min(own, most);
-        let whole = k.scale(turns, self.iterations);
-        k.add(whole, own)
-    }
-
-    /// Which of all iterations is the `i`th of a part.
-    fn iteration(&self, k: &mut KernelBuilder, part: Val, i: Val) -> Val {
-        let (turn, rest) = (k.div(i, self.iterations), k.rem(i, self.iterations));
-        let turn = k.scale(turn, self.parts);
-        let run = k.add(turn, part);
-        let first = k.scale(run, self.iterations);
-        k.add(first, rest)
+    /// One part of it.
+    fn attend_part(
+        &self,
+        k: &mut KernelBuilder,
+        s: &PagedAttention,
+        (lo, hi): (Val, Val),
+        split: Split,
+        part: Val,
+    ) -> Softmax {
+        let bounds = (split.before(k, part, lo), split.before(k, part, hi));
+        self.attend(k, s, bounds, |k, i| split.iteration(k, part, i))
     }
 }
 
@@ -467,6 +462,24 @@ impl Softmax {
         };
         let ((l, o), (other_l, other_o)) = (weigh(self), weigh(other));
         Softmax { m, l: k.map(Add, &[l, other_l]), o: k.map(Add, &[o, other_o]) }
+    }
+
+    /// Writes the rows of a tile's tokens.
+    fn store(&self, k: &mut KernelBuilder, s: &PagedAttention, out: TensorRef, (tile, head): (&Tile, Val)) {
+        let (d, group) = (s.cache.head_dim, s.group());
+        let (first, zero) = (k.scale(head, group), k.index(0));
+        let o = self.finish(k, s.split.is_some());
+        match s.result {
+            MemLayout::Strided { .. } => {
+                let o = k.reshape(o, &[s.pass, group, d]);
+                k.store_rows(out, &[tile.start, first, zero], o, Some(tile.tokens));
+            }
+            MemLayout::Panel { .. } | MemLayout::Blocks { .. } => {
+                let o = k.reshape(o, &[s.pass, group * d]);
+                let column = k.scale(first, d);
+                k.store_rows(out, &[tile.start, column], o, Some(tile.tokens));
+            }
+        }
     }
 
     /// `o / l`, zeros without a sign: joining with what has seen nothing would take it.

@@ -199,6 +199,7 @@ fn expr(e: &Expr) -> String {
         Expr::Add(a, b) => format!("({} + {})", expr(a), expr(b)),
         Expr::Mul(a, b) => format!("{}·{}", expr(a), expr(b)),
         Expr::CeilDiv(a, n) => format!("⌈{}/{n}⌉", expr(a)),
+        Expr::Min(a, n) => format!("min({}, {n})", expr(a)),
     }
 }
 
@@ -235,5 +236,6 @@ mod tests {
         let t = || Box::new(Expr::Sym(Sym::T));
         let e = Expr::Mul(Box::new(Expr::CeilDiv(t(), 16)), Box::new(Expr::Add(t(), Box::new(Expr::Const(1)))));
         assert_eq!(expr(&e), "⌈T/16⌉·(T + 1)");
+        assert_eq!(expr(&Expr::Min(t(), 16)), "min(T, 16)");
     }
 }

@@ -125,6 +125,25 @@ fn answers_do_not_depend_on_the_load_in_bf16() -> Result<()> {
     check(DTypeChoice::Bf16, "native")
 }
 
+/// Alone, parts of the sequence are worked on apart; in company one after another, and in other query tiles while it is read.
+#[test]
+fn answers_to_a_long_request_do_not_depend_on_the_load() -> Result<()> {
+    let model = Compiled::new("models/demo", DTypeChoice::Bf16, "native", Some(1024))?;
+    let long = (prompt(SUBJECT as u32, 900), params(SUBJECT as u32));
+    let mut all = requests();
+    all[SUBJECT] = long.clone();
+    let observe = |threads, tokens, requests: &[_]| -> Result<Answer> {
+        let mut ours = answers(&mut model.engine(options(threads, tokens, None))?, requests)?;
+        Ok(ours.swap_remove(if requests.len() > 1 { SUBJECT } else { 0 }))
+    };
+    let alone = observe(1, None, std::slice::from_ref(&long))?;
+    ensure!(alone.tokens.len() == 100 && !bits(&alone).is_empty(), "the observed request answers");
+    same("2 threads", &alone, &observe(2, None, std::slice::from_ref(&long))?)?;
+    same("steps of at most 3 tokens", &alone, &observe(2, Some(3), std::slice::from_ref(&long))?)?;
+    same("among 32 others", &alone, &observe(2, None, &all)?)?;
+    same("among 32 others, steps of at most 48 tokens", &alone, &observe(2, Some(48), &all)?)
+}
+
 /// A preempted request's bits are those of one that never was: every request is compared, scarce against plenty.
 #[test]
 fn preemption_changes_no_bit() -> Result<()> {

@@ -60,6 +60,8 @@ pub enum Expr {
     Mul(Box<Expr>, Box<Expr>),
     /// `a` divided by the constant, rounded up.
     CeilDiv(Box<Expr>, i64),
+    /// `a`, or the constant where that is less.
+    Min(Box<Expr>, i64),
 }
 
 impl Expr {
@@ -71,6 +73,7 @@ impl Expr {
             Expr::Add(a, b) => a.eval(symbols) + b.eval(symbols),
             Expr::Mul(a, b) => a.eval(symbols) * b.eval(symbols),
             Expr::CeilDiv(a, d) => (a.eval(symbols) + d - 1) / d,
+            Expr::Min(a, most) => a.eval(symbols).min(*most),
         }
     }
 
@@ -80,6 +83,14 @@ impl Expr {
             Expr::Const(c) => Expr::Const((c + d - 1) / d),
             e if d == 1 => e,
             e => Expr::CeilDiv(Box::new(e), d),
+        }
+    }
+
+    /// `self`, but at most `most`; folded where constant.
+    pub fn at_most(self, most: i64) -> Expr {
+        match self {
+            Expr::Const(c) => Expr::Const(c.min(most)),
+            e => Expr::Min(Box::new(e), most),
         }
     }
 }
@@ -126,6 +137,7 @@ impl fmt::Display for Expr {
             Expr::Add(a, b) => write!(f, "({a} + {b})"),
             Expr::Mul(a, b) => write!(f, "({a} * {b})"),
             Expr::CeilDiv(a, d) => write!(f, "ceil({a} / {d})"),
+            Expr::Min(a, most) => write!(f, "min({a}, {most})"),
         }
     }
 }

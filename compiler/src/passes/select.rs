@@ -7,6 +7,7 @@
 //! - symbols follow from a kernel's numbers, so that two compiles name it alike.
 
 mod layout;
+mod parts;
 mod spec;
 
 use super::Diagnostics;
@@ -126,11 +127,17 @@ impl Selection<'_> {
             self.dense_where_needed(call, i, operand)?;
             args.extend(self.args(operand)?);
         }
-        args.extend(self.results(n));
+        let results = self.results(n);
+        args.extend(&results);
         let name = self.name(n).to_string();
+        let apart = self.apart(&name, &choices);
+        args.extend(apart.iter().flat_map(|apart| apart.states()));
         let variants =
-            choices.into_iter().map(|(at_most, spec)| Variant { at_most, kernel: self.kernel(spec) }).collect();
-        self.program.launches.push(Launch { name, args, variants });
+            choices.into_iter().map(|(at_most, spec)| Variant { at_most, kernel: Some(self.kernel(spec)) }).collect();
+        self.program.launches.push(Launch { name: name.clone(), args, variants });
+        if let Some(apart) = apart {
+            self.join(&name, apart, &results);
+        }
         Ok(())
     }
 

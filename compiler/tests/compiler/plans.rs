@@ -132,7 +132,9 @@ fn plan_symbol(step: &StepInputs, s: PlanSym) -> i64 {
     match s {
         PlanSym::T => symbol(step, Sym::T),
         PlanSym::L => symbol(step, Sym::L),
-        other => panic!("buckets are over T and L, not {other:?}"),
+        PlanSym::Q => symbol(step, Sym::Q),
+        PlanSym::M => symbol(step, Sym::M),
+        other => panic!("buckets are over T, L, Q and M, not {other:?}"),
     }
 }
 

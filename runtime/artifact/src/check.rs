@@ -283,5 +283,9 @@ fn check_expr(expr: &Expr, depth: usize) -> Check {
             require(*d > 0, || format!("division by {d} in a grid, expected a positive divisor"))?;
             check_expr(a, below)
         }
+        Expr::Min(a, most) => {
+            require(*most >= 0, || format!("bound {most} in a grid, expected none below 0"))?;
+            check_expr(a, below)
+        }
     }
 }

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the format. Readers take the same major and older minors.
 ///
-/// 2.0: a step brings temperatures and random numbers, and its outputs are sums and drawn tokens too
-/// ([`crate::plan::Outputs::draws`]).
+/// 2.0: a step brings temperatures and random numbers, its outputs are sums and drawn tokens too
+/// ([`crate::plan::Outputs::draws`]), and grids may be bounded ([`crate::plan::Expr::Min`]).
 pub const FORMAT: &str = "2.0";
 
 /// [`Target::arch`] of NVIDIA GPUs.

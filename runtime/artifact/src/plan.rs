@@ -84,6 +84,8 @@ pub enum Expr {
     Mul(Box<Expr>, Box<Expr>),
     /// Quotient by a positive constant, rounded up.
     CeilDiv(Box<Expr>, i64),
+    /// The smaller of an expression and a constant.
+    Min(Box<Expr>, i64),
 }
 
 impl Expr {
@@ -96,6 +98,7 @@ impl Expr {
             Expr::Sym(s) => Some(symbols(*s)),
             Expr::Add(a, b) => a.eval(symbols)?.checked_add(b.eval(symbols)?),
             Expr::Mul(a, b) => a.eval(symbols)?.checked_mul(b.eval(symbols)?),
+            Expr::Min(a, most) => Some(a.eval(symbols)?.min(u64::try_from(*most).ok()?)),
             Expr::CeilDiv(a, d) => Some(a.eval(symbols)?.div_ceil(u64::try_from(*d).ok().filter(|d| *d > 0)?)),
         }
     }

@@ -73,6 +73,8 @@ pub struct Target {
     pub block_size: usize,
     /// Query rows (tokens × heads of a group) that one attention program aims at.
     pub attention_rows: usize,
+    /// How attention cuts sequences; not at all, or as `gpu` says, where absent.
+    pub kv_split: Option<KvSplit>,
     /// Schedule rows of `gemm`, by rising `at_most`; the last has none.
     pub gemm: Vec<GemmRow>,
     /// Most columns per iteration of row-wise kernels.
@@ -114,6 +116,20 @@ pub struct Gpu {
     pub decode_tokens: usize,
     /// Query rows that attention then works on at once.
     pub decode_rows: usize,
+    /// Where the numbers come from.
+    pub source: String,
+}
+
+/// How a CPU's attention cuts sequences, so that few of them use all cores.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvSplit {
+    /// Parts that the blocks of a sequence are dealt out to.
+    pub parts: usize,
+    /// Neighbouring blocks of one part.
+    pub run_blocks: usize,
+    /// Programs of attention (KV heads times query tiles) up to which parts have programs of their own.
+    pub programs: usize,
     /// Where the numbers come from.
     pub source: String,
 }

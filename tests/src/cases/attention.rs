@@ -3,7 +3,7 @@
 use super::{Case, activations, kv_layout, tolerance};
 use crate::launch::{Launch, Numbers, Symbols};
 use rvllm_ir::{DType, tile::PAD_ROWS};
-use rvllm_kernels::{KvCache, PagedAttention, Split, paged_attention};
+use rvllm_kernels::{KvCache, PagedAttention, Split, Spread, join_parts, paged_attention};
 use rvllm_targets::Target;
 
 /// Tokens with this step's, and this step's.
@@ -39,16 +39,25 @@ pub fn spec(target: &Target, (heads, kv_heads, head_dim): (usize, usize, usize),
 
 /// How the target cuts sequences, with parts of one iteration, so that short sequences have several.
 pub fn split(target: &Target) -> Option<Split> {
-    target.gpu.as_ref().map(|gpu| Split { parts: gpu.kv_parts, iterations: 1, spread: false })
+    let of = |parts, room| Some(Split { parts, iterations: 1, spread: Spread::InTurn, room });
+    match (&target.gpu, &target.kv_split) {
+        (Some(gpu), _) => of(gpu.kv_parts, 0),
+        // few, so that a part has several runs
+        (None, Some(_)) => of(3, TOKENS),
+        (None, None) => None,
+    }
 }
 
-/// The kernel with all tokens of a tile at once, and one by one; where the target cuts sequences, also with its parts at once,
+/// Most tokens of a step.
+const TOKENS: usize = 64;
+
+/// The kernel with all tokens of a tile at once, and one by one; where programs share memory, also with its parts at once,
 /// and with a third of the tokens: all write the same bits.
 fn variants(s: &PagedAttention) -> Vec<(&'static str, PagedAttention)> {
-    let Some(split) = s.split else {
+    let Some(split) = s.split.filter(|split| split.room == 0) else {
         return vec![("", s.clone()), ("_pass", PagedAttention { pass: 1, ..s.clone() })];
     };
-    let spread = Some(Split { spread: true, ..split });
+    let spread = Some(Split { spread: Spread::Together, ..split });
     let pass = s.query_tile.div_ceil(3);
     vec![
         ("", s.clone()),
@@ -125,6 +134,24 @@ fn step(name: &str, s: &PagedAttention, sequences: &[(u64, Sequence)], listed: &
     }
     let launch = launch.set_i32("tile_seq", &tile_seq).set_i32("tile_start", &tile_start);
     launch.set_i32("query_start_loc", &loc).set_i32("seq_lens", &lens).set_i32("block_table", &table)
+}
+
+/// The same step with parts worked on apart; and what then joins them, given what that wrote.
+pub fn apart(name: &str, s: &PagedAttention, sequences: &[(u64, Sequence)]) -> (Launch, PagedAttention) {
+    let split = s.split.map(|split| Split { spread: Spread::Apart, ..split });
+    let s = PagedAttention { pass: 1, split, ..s.clone() };
+    (launch(name, &s, sequences), s)
+}
+
+/// Joins what the step of [`apart`] wrote.
+pub fn joined(name: &str, s: &PagedAttention, of: &Launch, written: &[Vec<f32>]) -> Launch {
+    let mut join = Launch::new(join_parts(name, s), of.symbols, 5);
+    for (i, param) in join.kernel.params.iter().enumerate() {
+        if let Some(known) = of.kernel.params.iter().position(|p| p.name == param.name) {
+            join.args[i] = of.args[known].clone();
+        }
+    }
+    join.set("part_sums", written[1].clone()).set("part_weights", written[2].clone())
 }
 
 /// Numbers in -1..1 in this type; where it needs a scale, values of all of its range.

@@ -1,12 +1,13 @@
 //! `paged_attention`: ragged batches of chunks and decodes.
 
 use rvllm_ir::DType;
-use rvllm_kernels::{PagedAttention, Split, paged_attention};
+use rvllm_kernels::{PagedAttention, Split, Spread, join_parts, paged_attention};
 use rvllm_mlir::{asm, assembler, compile};
+use rvllm_targets::Target;
 use rvllm_tests::{
     cases::{
         Case,
-        attention::{cases, launch, spec},
+        attention::{Sequence, apart, cases, joined, launch, numbered, spec},
     },
     launch::{Code, assert_close, assert_same, tried},
 };
@@ -49,6 +50,52 @@ fn a_sequence_is_the_same_bits_in_any_company_and_any_chunk() {
     }
 }
 
+/// What is computed of some sequences with parts in turn is the same bits with parts apart, in any order, and near what the
+/// interpreter computes.
+fn parts_apart_equal_parts_in_turn(what: &str, target: &Target, s: &PagedAttention, sequences: &[(u64, Sequence)]) {
+    let in_turn = launch("in_turn", s, sequences);
+    let (apart, of_apart) = apart("apart", s, sequences);
+    let kernels = [in_turn.kernel.clone(), apart.kernel.clone(), join_parts("join", &of_apart)];
+    let code = Code::new(&kernels, target);
+    let expected = in_turn.whole(&code);
+    let programs = apart.programs();
+    let backwards: Vec<(u64, u64)> = (0..programs).rev().map(|i| (i, i + 1)).collect();
+    let states = apart.compiled(&code, &backwards);
+    let tolerance = if s.cache.dtype == DType::F32 { 2e-5 } else { 2e-2 };
+    assert_close(what, &states, &apart.interpreted(), tolerance);
+    let one = s.split.unwrap().iterations * s.blocks;
+    let found = if apart.symbols.m <= one {
+        states[..1].to_vec()
+    } else {
+        let join = joined("join", &of_apart, &apart, &states);
+        let found = join.whole(&code);
+        assert_close(what, &found, &join.interpreted(), tolerance);
+        found
+    };
+    assert_same(what, &found, &expected[..1]);
+}
+
+#[test]
+fn parts_of_a_sequence_that_are_worked_on_apart_join_to_the_same_bits() {
+    let kinds = [
+        (DType::F32, (3, 3, 6), Some(40), None),
+        (DType::Bf16, (4, 1, 64), None, None),
+        (DType::Bf16, (4, 2, 24), Some(40), Some(2.0)),
+    ];
+    for target in tried() {
+        for (i, (dtype, heads, window, softcap)) in kinds.into_iter().enumerate() {
+            let s = PagedAttention { window, softcap, ..spec(&target, heads, dtype) };
+            let what = format!("{} {i}", target.name);
+            parts_apart_equal_parts_in_turn(&what, &target, &s, &numbered());
+        }
+        // one part each
+        let s = spec(&target, (4, 2, 64), DType::Bf16);
+        let split = s.split.map(|split| Split { iterations: 2, ..split });
+        let short = [(3000, (20, 1)), (4000, (5, 3))];
+        parts_apart_equal_parts_in_turn(&target.name, &target, &PagedAttention { split, ..s }, &short);
+    }
+}
+
 /// Without a GPU: what shows in the code for Hopper.
 #[test]
 fn both_products_are_warpgroups_and_the_copy_engine_brings_what_they_read() {
@@ -57,7 +104,7 @@ fn both_products_are_warpgroups_and_the_copy_engine_brings_what_they_read() {
         let s = spec(&target, heads, DType::Bf16);
         let group = heads.0 / heads.1;
         let decode = PagedAttention { pass: (16 / group).max(1), stages: 4, ..s.clone() };
-        let split = s.split.map(|split| Split { spread: true, ..split });
+        let split = s.split.map(|split| Split { spread: Spread::Together, ..split });
         let spread = PagedAttention { split, ..decode.clone() };
         for (variant, s) in [s, decode, spread].iter().enumerate() {
             let kernel = paged_attention(&format!("attention_{i}_{variant}"), s);

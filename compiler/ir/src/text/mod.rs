@@ -267,6 +267,9 @@ impl<'a> Cursor<'a> {
         if self.eat_keyword("ceil") {
             return self.ceil();
         }
+        if self.eat_keyword("min") {
+            return self.min();
+        }
         Ok(Expr::Sym(self.sym()?))
     }
 
@@ -280,6 +283,18 @@ impl<'a> Cursor<'a> {
         }
         self.expect(')')?;
         Ok(Expr::CeilDiv(Box::new(dividend), divisor))
+    }
+
+    fn min(&mut self) -> Read<Expr> {
+        self.expect('(')?;
+        let of = self.nested(Self::expr)?;
+        self.expect(',')?;
+        let most: i64 = self.number("a bound")?;
+        if most < 0 {
+            return Err(self.error(format!("bound {most} is negative")));
+        }
+        self.expect(')')?;
+        Ok(Expr::Min(Box::new(of), most))
     }
 
     /// `key = value, flag, … close`, with the closing character read.

@@ -443,7 +443,7 @@ fn expr_symbols(e: &Expr, used: &mut std::collections::BTreeSet<Sym>) {
             expr_symbols(a, used);
             expr_symbols(b, used);
         }
-        Expr::CeilDiv(a, _) => expr_symbols(a, used),
+        Expr::CeilDiv(a, _) | Expr::Min(a, _) => expr_symbols(a, used),
     }
 }
 

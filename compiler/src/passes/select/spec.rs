@@ -11,7 +11,7 @@ use rvllm_ir::{
 };
 use rvllm_kernels::{
     Draw, Embed, Gemm, KvCache, KvLayout, LogitStats, PagedAttention, QuantizeRows, Quantized, RmsNorm, RopeKvWrite,
-    Spec, Split,
+    Spec, Split, Spread,
 };
 use rvllm_targets::{GemmRow, Target};
 
@@ -227,7 +227,7 @@ impl Selection<'_> {
         }))
     }
 
-    /// A GPU has a variant for few query tiles, whose parts it works on at once, and one for steps that mostly decode.
+    /// Variants for few query tiles, whose parts are worked on at once or apart, and for steps that mostly decode.
     fn paged_attention(&mut self, n: NodeIndex, a: &Attention) -> Result<Vec<Choice>, String> {
         let cache = self.cache(a, self.tensor(n, 0)?.dtype);
         let span = self.span(&cache);
@@ -245,23 +245,45 @@ impl Selection<'_> {
             split: None,
             result: self.activation_layout(ValueId { node: n, result: 0 }),
         };
-        let Some(gpu) = &self.target.gpu else {
-            let decode = (query_tile > 1).then(|| PagedAttention { pass: 1, ..spec.clone() });
-            let decode = decode.map(|s| (Some((Sym::T, DECODE_TOKENS)), Spec::PagedAttention(s)));
-            return Ok(decode.into_iter().chain([(None, Spec::PagedAttention(spec))]).collect());
-        };
+        let Some(gpu) = &self.target.gpu else { return Ok(self.attention_on_cpu(spec)) };
         let iterations = (gpu.kv_part_blocks / spec.blocks).max(1);
-        let split = |spread| Some(Split { parts: gpu.kv_parts, iterations, spread });
+        let split = |spread| Some(Split { parts: gpu.kv_parts, iterations, spread, room: 0 });
         let tiles = (gpu.kv_spread_programs / a.kv_heads).max(1);
         let pass = (gpu.decode_rows * a.kv_heads / a.heads).clamp(1, query_tile);
         let variant = |spread, pass, stages| {
             Spec::PagedAttention(PagedAttention { split: split(spread), pass, stages, ..spec.clone() })
         };
         Ok(vec![
-            (Some((Sym::Q, tiles)), variant(true, pass, DECODE_STAGES)),
-            (Some((Sym::T, gpu.decode_tokens)), variant(false, pass, DECODE_STAGES)),
-            (None, variant(false, query_tile, ATTENTION_STAGES)),
+            (Some((Sym::Q, tiles)), variant(Spread::Together, pass, DECODE_STAGES)),
+            (Some((Sym::T, gpu.decode_tokens)), variant(Spread::InTurn, pass, DECODE_STAGES)),
+            (None, variant(Spread::InTurn, query_tile, ATTENTION_STAGES)),
         ])
+    }
+
+    /// On a CPU programs share nothing, so parts that are worked on at once are programs', and their states lie in memory.
+    fn attention_on_cpu(&self, spec: PagedAttention) -> Vec<Choice> {
+        let tiles = self
+            .target
+            .kv_split
+            .as_ref()
+            .map_or(0, |of| (of.programs / spec.cache.kv_heads).clamp(1, DECODE_TOKENS / spec.query_tile));
+        let most = self.limits.max_model_len.div_ceil(spec.cache.block_size);
+        let split = self.target.kv_split.as_ref().filter(|of| most > of.run_blocks).map(|of| Split {
+            parts: of.parts,
+            iterations: of.run_blocks,
+            spread: Spread::InTurn,
+            room: tiles * spec.query_tile,
+        });
+        let spec = PagedAttention { split, ..spec };
+        let apart = split.map(|split| PagedAttention {
+            pass: 1,
+            split: Some(Split { spread: Spread::Apart, ..split }),
+            ..spec.clone()
+        });
+        let decode = (spec.query_tile > 1).then(|| PagedAttention { pass: 1, ..spec.clone() });
+        let apart = apart.map(|s| (Some((Sym::Q, tiles)), Spec::PagedAttention(s)));
+        let decode = decode.map(|s| (Some((Sym::T, DECODE_TOKENS)), Spec::PagedAttention(s)));
+        apart.into_iter().chain(decode).chain([(None, Spec::PagedAttention(spec))]).collect()
     }
 
     /// Blocks that an iteration visits together where warpgroups multiply them: those of 16-bit heads of one or two lines.
@@ -332,13 +354,24 @@ pub(super) fn symbol(spec: &Spec) -> String {
         }
         Spec::PagedAttention(s) => {
             let (c, window) = (&s.cache, s.window.map_or(String::new(), |w| format!("_w{w}")));
-            let spread = flag(s.split.is_some_and(|split| split.spread), "_spread");
+            let spread = s.split.map_or("", |split| spread(split.spread));
             let pass = if s.pass < s.query_tile { format!("_pass{}", s.pass) } else { String::new() };
             let (heads, kv_heads, d) = (s.heads, c.kv_heads, c.head_dim);
             format!("paged_attention_{}_h{heads}_kv{kv_heads}_d{d}{window}{pass}{spread}{}", c.dtype, stored(c))
         }
+        Spec::JoinParts(s) => {
+            format!("join_parts_{}_h{}_kv{}_d{}", s.cache.dtype, s.heads, s.cache.kv_heads, s.cache.head_dim)
+        }
         Spec::LogitStats(s) => format!("logit_stats_v{}", s.vocab),
         Spec::Draw(s) => format!("draw_v{}", s.vocab),
+    }
+}
+
+fn spread(of: Spread) -> &'static str {
+    match of {
+        Spread::InTurn => "",
+        Spread::Together => "_spread",
+        Spread::Apart => "_apart",
     }
 }
 

@@ -330,6 +330,10 @@ fn plans_with_bad_grids() {
             |p| grid(p, Expr::CeilDiv(Box::new(Expr::Sym(Sym::T)), 0)),
             "launch head: division by 0 in a grid, expected a positive divisor",
         ),
+        (
+            |p| grid(p, Expr::Min(Box::new(Expr::Sym(Sym::T)), -1)),
+            "launch head: bound -1 in a grid, expected none below 0",
+        ),
         (|p| grid(p, nested(16, Expr::Sym(Sym::T))), "launch head: an expression nested deeper than 16"),
         (
             |p| grid(p, Expr::Const(1 << 41)),

@@ -362,6 +362,10 @@ impl Lower<'_> {
                 let up = self.w.index(IndexOp::Add, a, Index::constant(d - 1));
                 self.w.index(IndexOp::Div, up, Index::constant(*d))
             }
+            Expr::Min(a, most) => {
+                let a = self.expr(a);
+                self.w.index(IndexOp::Min, a, Index::constant(*most))
+            }
         }
     }
 

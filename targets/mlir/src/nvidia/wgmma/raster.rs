@@ -50,6 +50,10 @@ impl Lower<'_> {
                 let up = self.w.plus(a, *d as usize - 1);
                 self.w.over(up, *d as usize)
             }
+            Expr::Min(a, most) => {
+                let (a, most) = (self.extent(a), self.w.ints(I32, *most));
+                self.w.binary("arith.minui", a, most)
+            }
         }
     }
 
