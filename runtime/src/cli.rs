@@ -2,7 +2,10 @@
 //!
 //! Invariants: no work is done here, and no flag is accepted that nothing reads.
 
+pub mod config;
+pub mod counts;
 mod served;
+pub mod vllm;
 
 pub use served::{Named, Served};
 
@@ -133,11 +136,20 @@ pub struct Run {
 #[derive(Args, Debug)]
 pub struct Serve {
     /// An artifact, or a model (directory or hub id), which is compiled into a cache first
-    #[arg(value_name = "ARTIFACT|MODEL", required_unless_present = "mock")]
+    #[arg(value_name = "ARTIFACT|MODEL", required_unless_present_any = ["model", "mock", "print_vllm_compat"])]
+    pub artifact: Option<String>,
+    /// The same, by vLLM's flag
+    #[arg(long, value_name = "ARTIFACT|MODEL", conflicts_with = "artifact")]
     pub model: Option<String>,
     /// Serve an engine without a model, which says the same sentence over and over
-    #[arg(long, conflicts_with = "model")]
+    #[arg(long, conflicts_with_all = ["artifact", "model"])]
     pub mock: bool,
+    /// Read flags from a YAML file, by their names; those given here count
+    #[arg(long, value_name = "FILE.yaml")]
+    pub config: Option<PathBuf>,
+    /// List the flags of `vllm serve` and what becomes of each, and end
+    #[arg(long)]
+    pub print_vllm_compat: bool,
     /// Where defaults come from: the checkpoint's generation_config.json, or vLLM's neutral values
     #[arg(long, value_enum, default_value = "auto", value_name = "WHERE")]
     pub generation_config: GenerationConfig,
@@ -150,6 +162,13 @@ pub struct Serve {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub engine: Engine,
+}
+
+impl Serve {
+    /// The artifact or model.
+    pub fn name(&self) -> Option<&str> {
+        self.artifact.as_deref().or(self.model.as_deref())
+    }
 }
 
 /// How the server behaves.
@@ -234,12 +253,24 @@ pub struct Server {
     /// No /docs and no /openapi.json
     #[arg(long)]
     pub disable_fastapi_docs: bool,
+    /// Answer /tokenizer_info with the tokenizer's configuration and the chat template
+    #[arg(long)]
+    pub enable_tokenizer_info_endpoint: bool,
+    /// The path under which a proxy shows the server: its routes are there, too
+    #[arg(long, value_name = "PATH", value_parser = parse_root_path)]
+    pub root_path: Option<String>,
+    /// Tokens of an answer between the pieces of a stream, where requests do not say
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
+    pub stream_interval: i32,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub watched: Watched,
     /// Time that a step of --mock takes, in microseconds
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub mock_step_us: u64,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub vllm: vllm::Given<vllm::Frontend>,
 }
 
 /// How connections are encrypted.
@@ -271,6 +302,9 @@ pub struct Watched {
     /// What the log has: requests are told of at info
     #[arg(long, value_enum, default_value = "info", value_name = "LEVEL")]
     pub uvicorn_log_level: LogLevel,
+    /// No lines of log for requests
+    #[arg(long)]
+    pub disable_uvicorn_access_log: bool,
     /// Paths whose requests have no line of log, with commas between them
     #[arg(long, value_name = "PATHS", value_delimiter = ',')]
     pub disable_access_log_for_endpoints: Vec<String>,
@@ -336,12 +370,12 @@ pub struct Engine {
     /// Most sequences that run at a time [default: what the artifact allows]
     #[arg(long, value_name = "N")]
     pub max_num_seqs: Option<u32>,
-    /// Most tokens of a step [default: what the artifact allows]
-    #[arg(long, value_name = "N")]
+    /// Most tokens of a step, such as 8192 or 8k [default: what the artifact allows]
+    #[arg(long, value_name = "N", value_parser = counts::read)]
     pub max_num_batched_tokens: Option<u32>,
-    /// Longest sequence, prompt and answer together [default: what the artifact allows]
-    #[arg(long, value_name = "N")]
-    pub max_model_len: Option<u32>,
+    /// Longest sequence, prompt and answer together, such as 16384 or 16K [default, -1 and auto: what the artifact allows]
+    #[arg(long, value_name = "N", value_parser = counts::read_or_auto, allow_hyphen_values = true)]
+    pub max_model_len: Option<counts::Length>,
     /// Memory of the KV cache: 2GiB, 500MB, or bytes
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub kv_cache_memory_bytes: Option<u64>,
@@ -364,12 +398,15 @@ pub struct Engine {
     /// Random weights from this seed: measures without a checkpoint
     #[arg(long, value_name = "SEED", conflicts_with = "weights_path")]
     pub dummy_weights: Option<u64>,
-    /// Element type when a model is compiled: auto, bf16, f32
-    #[arg(long, value_name = "TYPE")]
+    /// Element type when a model is compiled: auto, bf16, f32; also by vLLM's names
+    #[arg(long, value_name = "TYPE", value_parser = parse_dtype)]
     pub dtype: Option<String>,
     /// Target to compile for, or to choose in an artifact [default: the best that fits this machine]
     #[arg(long, value_name = "NAME")]
     pub target: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub vllm: vllm::Given<vllm::Engine>,
     /// Of requests that bring none: the flag is among those of sampling, and only a server gives it to the engine
     #[arg(skip)]
     pub seed: Option<i64>,
@@ -395,6 +432,11 @@ impl From<SchedulingPolicy> for rvllm_engine::SchedulingPolicy {
 }
 
 impl Engine {
+    /// The longest sequence, where the flags say it.
+    pub fn longest(&self) -> Option<u32> {
+        self.max_model_len.and_then(|length| length.0)
+    }
+
     /// Whether computed KV is kept, where the flags say so; the last of them counts.
     pub fn prefix_caching(&self) -> Option<bool> {
         match (self.enable_prefix_caching, self.no_enable_prefix_caching) {
@@ -451,6 +493,22 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
     seconds.ok_or_else(|| format!("`{text}` is no time; write seconds, such as 30 or 0.5"))
 }
 
+/// A path below which the routes are: `/llm`.
+fn parse_root_path(text: &str) -> Result<String, String> {
+    let path = text.trim_end_matches('/');
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~/".contains(c);
+    match path.is_empty() || (path.starts_with('/') && !path.contains("//") && path.chars().all(plain)) {
+        true => Ok(path.to_string()),
+        false => Err(format!("`{text}` is no path; write /llm, in letters, digits, -, _, . and ~")),
+    }
+}
+
+/// Types by their names here and by PyTorch's.
+fn parse_dtype(text: &str) -> Result<String, String> {
+    let names = [("bfloat16", "bf16"), ("float16", "f16"), ("half", "f16"), ("float32", "f32"), ("float", "f32")];
+    Ok(names.into_iter().find(|(theirs, _)| *theirs == text).map_or(text, |(_, ours)| ours).to_string())
+}
+
 /// `auto`, `cpu`, `cuda`, `cuda:1`.
 fn parse_device(text: &str) -> Result<DeviceChoice, String> {
     match text.split_once(':').unwrap_or((text, "")) {
@@ -493,9 +551,16 @@ pub fn normalize(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
         Some("compile" | "targets") => 0,
         _ => args.iter().position(|a| a == "--").unwrap_or(args.len()),
     };
+    let (batch, vllm) = match args.get(1).and_then(|c| c.to_str()) {
+        Some("serve") => (false, true),
+        other => (true, matches!(other, Some("run-batch" | "bench" | "benchmark"))),
+    };
     for arg in &mut args[..end] {
-        if let Some(flag) = arg.to_str().filter(|t| t.starts_with("--")) {
-            *arg = dashed(flag).into();
+        let Some(flag) = arg.to_str() else { continue };
+        match (flag.starts_with("--"), vllm.then(|| vllm::long(flag, batch)).flatten()) {
+            (true, _) => *arg = dashed(flag).into(),
+            (false, Some(long)) => *arg = long.into(),
+            (false, None) => {}
         }
     }
     args
@@ -580,5 +645,7 @@ mod tests {
         assert_eq!(read, want.map(OsString::from));
         let compile = normalize(["rvllm", "compile", "--x_y"].iter().map(OsString::from));
         assert_eq!(compile[2], "--x_y");
+        let short = normalize(["rvllm", "serve", "m", "-tp", "1", "-O3"].iter().map(OsString::from));
+        assert_eq!(short[3..], ["--tensor-parallel-size", "1", "--optimization-level=3"].map(OsString::from));
     }
 }

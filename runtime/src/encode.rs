@@ -74,13 +74,25 @@ pub fn read_template(artifact: &Artifact) -> Result<Option<ChatTemplate>> {
     Ok(Some(ChatTemplate::new(template, config)?))
 }
 
-/// A chat template in a file, instead of the artifact's.
+/// A chat template in a file, or its text, instead of the artifact's.
 ///
 /// # Errors
-/// The file cannot be read or does not parse.
-pub fn template_from(artifact: &Artifact, path: &Path) -> Result<ChatTemplate> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read the template {}", path.display()))?;
+/// The file cannot be read, or it does not parse.
+pub fn template_from(artifact: &Artifact, given: &Path) -> Result<ChatTemplate> {
+    let text = template_text(given)?;
     Ok(ChatTemplate::new(Some(&text), artifact.entry("tokenizer_config.json"))?)
+}
+
+/// The text of a template: what a file holds, or what is given where it is a template and no file's name.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn template_text(given: &Path) -> Result<String> {
+    let literal = given.to_str().filter(|text| !given.exists() && text.contains(['{', '}', '\n']));
+    match literal {
+        Some(text) => Ok(text.to_string()),
+        None => fs::read_to_string(given).with_context(|| format!("cannot read the template {}", given.display())),
+    }
 }
 
 fn names_template(tokenizer_config: &[u8]) -> bool {

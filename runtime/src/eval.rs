@@ -157,7 +157,7 @@ fn open(path: &Path, options: &cli::Engine, ctx_size: usize) -> Result<Session> 
 
 fn ctx_size(args: &Perplexity, path: &Path) -> Result<usize> {
     let compiled = Artifact::open(path)?.manifest().model.max_model_len as usize;
-    let most = args.engine.max_model_len.map_or(compiled, |n| compiled.min(n as usize));
+    let most = args.engine.longest().map_or(compiled, |n| compiled.min(n as usize));
     match args.ctx_size {
         None => Ok(most.min(CTX_SIZE)),
         Some(n) if (2..=most).contains(&n) => Ok(n),

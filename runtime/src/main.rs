@@ -1,6 +1,6 @@
 //! The `rvllm` command: runs models that were compiled ahead of time.
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use rvllm::{
     bench, chat,
     cli::{self, Cli, Command},
@@ -10,7 +10,11 @@ use std::{env, process::ExitCode, time::Instant};
 
 fn main() -> ExitCode {
     let start = Instant::now();
-    let cli = match Cli::try_parse_from(cli::normalize(env::args_os())) {
+    let args = match cli::config::expand(cli::normalize(env::args_os()), &Cli::command()) {
+        Ok(args) => args,
+        Err(failure) => return ExitCode::from(error::report(&failure.into())),
+    };
+    let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(told) => {
             // A closed stdout is the reader's choice.

@@ -51,6 +51,7 @@ impl Session {
         options: &cli::Engine,
         change: impl FnOnce(&Artifact, &mut EngineOptions),
     ) -> Result<Session> {
+        options.vllm.tell();
         let artifact = Artifact::open(path)?;
         check_dtype(&artifact, options.dtype.as_deref())?;
         let mut options = engine_options(options);
@@ -97,7 +98,7 @@ fn engine_options(options: &cli::Engine) -> EngineOptions {
         threads: options.threads,
         max_num_seqs: options.max_num_seqs,
         max_num_batched_tokens: options.max_num_batched_tokens,
-        max_model_len: options.max_model_len,
+        max_model_len: options.longest(),
         kv_cache_memory_bytes: options.kv_cache_memory_bytes,
         memory_utilization: options.gpu_memory_utilization,
         enable_prefix_caching: options.prefix_caching(),

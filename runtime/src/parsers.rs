@@ -1,5 +1,6 @@
 //! Which parsers read answers: the flags, what the artifact records, what the chat template shows.
 
+use crate::encode::template_text;
 use clap::Args;
 use rvllm_artifact::{
     Artifact,
@@ -65,9 +66,9 @@ impl Flags {
     }
 }
 
-/// What an artifact's chat template, or one in a file instead of it, shows. Artifacts of format 1.0 do not record it.
+/// What an artifact's chat template, or one that is given instead of it, shows. Artifacts of format 1.0 do not record it.
 pub fn of_artifact(artifact: &Artifact, template: Option<&Path>) -> Parsers {
-    if let Some(text) = template.and_then(|path| std::fs::read_to_string(path).ok()) {
+    if let Some(text) = template.and_then(|given| template_text(given).ok()) {
         return Parsers::of_template(&text);
     }
     let seen = || Parsers::of_files(artifact.entry("chat_template.jinja"), artifact.entry("tokenizer_config.json"));

@@ -66,6 +66,12 @@ pub struct Flags {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub engine: cli::Engine,
+    /// Read flags from a YAML file, by their names; those given here count
+    #[arg(long, value_name = "FILE.yaml")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub vllm: cli::vllm::Given<cli::vllm::Frontend>,
 }
 
 /// A line of the input.
@@ -83,6 +89,7 @@ struct Line {
 /// # Errors
 /// The input is malformed, the model does not load, the output cannot be written, or the engine fails.
 pub fn run(flags: &Flags) -> Result<()> {
+    flags.vllm.tell();
     let bytes = input::read(&flags.input_file)?;
     let lines = read(&bytes, &flags.input_file.display().to_string())?;
     let Loaded { engine, served, manifest } = serve::load(&Source {
@@ -95,7 +102,8 @@ pub fn run(flags: &Flags) -> Result<()> {
     })?;
     let at_a_time = engine.limits().max_num_seqs as usize * AHEAD;
     let mut partial = open(flags, &bytes, &lines, &manifest)?;
-    let config = Config { max_queue: usize::MAX, max_body_bytes: MOST_BODY, ..Config::default() };
+    let max_logprobs = flags.served.max_logprobs;
+    let config = Config { max_queue: usize::MAX, max_body_bytes: MOST_BODY, max_logprobs, ..Config::default() };
     let (app, thread) = App::start(engine, served, config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let answered = runtime.block_on(answer_all(flags, &app, &lines, &mut partial, at_a_time));

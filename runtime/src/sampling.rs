@@ -111,6 +111,10 @@ pub struct Sampling {
     /// Share kept KV only among prompts of the same salt
     #[arg(long, value_name = "TEXT")]
     pub cache_salt: Option<String>,
+    /// Laid over the checkpoint's generation_config.json, by its names: '{"temperature": 0.5, "max_new_tokens": 100}'
+    #[arg(long, value_name = "JSON", value_parser = parse_overrides)]
+    #[serde(skip)]
+    pub override_generation_config: Option<Map<String, Value>>,
     /// The form of answers: a JSON object with one of json (a schema), regex, choice, grammar, json_object, structural_tag
     #[arg(long, value_name = "JSON", value_parser = |text: &str| serde_json::from_str::<Value>(text))]
     pub structured_outputs: Option<Value>,
@@ -155,28 +159,43 @@ impl Sampling {
     /// `max_tokens` is the caller's; `None` is up to the model's length.
     pub fn over(&self, generation_config: Option<&[u8]>, max_tokens: Option<u32>) -> Result<SamplingParams> {
         let mut keys = generation_config.map(checkpoint_defaults).transpose()?.unwrap_or_default();
+        keys.extend(self.override_generation_config.as_ref().map(taken).unwrap_or_default());
         keys.extend(self.given());
         let defaults = SamplingParams { max_tokens, ..SamplingParams::default() };
         defaults.overridden(&keys).map_err(|e| Failure::usage(e.to_string()).into())
     }
 }
 
-/// What of a generation_config.json vLLM takes as sampling defaults. Other keys are about other ways to decode.
+/// What of a generation_config.json vLLM takes as sampling defaults, and its name here. Other keys are about other ways to
+/// decode.
+const TAKEN: [(&str, &str); 6] = [
+    ("temperature", "temperature"),
+    ("top_p", "top_p"),
+    ("top_k", "top_k"),
+    ("min_p", "min_p"),
+    ("repetition_penalty", "repetition_penalty"),
+    ("max_new_tokens", "max_tokens"),
+];
+
+fn parse_overrides(text: &str) -> Result<Map<String, Value>, String> {
+    let given = crate::parsers::object(text)?;
+    match given.keys().find(|key| TAKEN.iter().all(|(theirs, _)| theirs != key)) {
+        Some(key) => Err(format!("`{key}` is none of {}", TAKEN.map(|(theirs, _)| theirs).join(", "))),
+        None => Ok(given),
+    }
+}
+
 fn checkpoint_defaults(text: &[u8]) -> Result<Map<String, Value>> {
-    const TAKEN: [(&str, &str); 6] = [
-        ("temperature", "temperature"),
-        ("top_p", "top_p"),
-        ("top_k", "top_k"),
-        ("min_p", "min_p"),
-        ("repetition_penalty", "repetition_penalty"),
-        ("max_new_tokens", "max_tokens"),
-    ];
     let config: Map<String, Value> = serde_json::from_slice(text).map_err(|e| {
         Failure::new(format!("the artifact's generation_config.json is not a JSON object: {e}"))
             .help("--generation-config vllm does without it")
     })?;
+    Ok(taken(&config))
+}
+
+fn taken(config: &Map<String, Value>) -> Map<String, Value> {
     let taken = TAKEN.iter().filter_map(|(theirs, ours)| Some((ours.to_string(), config.get(*theirs)?.clone())));
-    Ok(taken.filter(|(_, v)| !v.is_null()).collect())
+    taken.filter(|(_, v)| !v.is_null()).collect()
 }
 
 #[cfg(test)]
@@ -199,6 +218,11 @@ mod tests {
         let flags = Sampling { temperature: Some(0.5), stop: Some(vec!["x".into()]), ..Sampling::default() };
         let all = flags.over(Some(config), Some(256)).unwrap();
         assert_eq!((all.temperature, all.top_k, all.max_tokens), (0.5, 40, Some(9)));
+        let overrides = parse_overrides(r#"{"temperature": 0.9, "top_k": 7}"#).unwrap();
+        let over =
+            Sampling { override_generation_config: Some(overrides), ..flags.clone() }.over(Some(config), None).unwrap();
+        assert_eq!((over.temperature, over.top_k, over.max_tokens), (0.5, 7, Some(9)));
+        assert!(parse_overrides(r#"{"num_beams": 2}"#).unwrap_err().starts_with("`num_beams` is none of temperature"));
         let neutral = flags.over(None, Some(256)).unwrap();
         assert_eq!((neutral.top_k, neutral.max_tokens, neutral.stop), (0, Some(256), vec!["x".to_string()]));
     }

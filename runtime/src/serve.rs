@@ -14,14 +14,16 @@ use crate::{
     table::{columns, size},
 };
 use anyhow::Result;
+use clap::CommandFactory;
 use rvllm_artifact::{Artifact, cpu::has_feature, parsers::Parsers};
-use rvllm_engine::{Engine, SamplingParams};
+use rvllm_engine::Engine;
 use rvllm_server::{
     App, Config, Cors, Ended, Served, config::Patience, listen::Address, mock, model::ArtifactCard, prompt::Encoder,
     serve, tls::TlsFiles, traces::TraceConfig,
 };
 use std::{
     env,
+    io::{self, Write},
     time::{Duration, Instant},
 };
 
@@ -33,6 +35,10 @@ const MOCK: &str = "mock";
 /// # Errors
 /// A flag is wrong, the model does not load, the address is taken, or the engine fails.
 pub fn run(args: &cli::Serve, start: Instant) -> Result<()> {
+    if args.print_vllm_compat {
+        return list_flags();
+    }
+    args.server.vllm.tell();
     let config = config(&args.server)?;
     config.check()?;
     let log = log::start(args.server.watched.log_format, args.server.watched.uvicorn_log_level)?;
@@ -55,6 +61,14 @@ pub fn run(args: &cli::Serve, start: Instant) -> Result<()> {
     Ok(())
 }
 
+/// Prints vLLM's flags and what becomes of each.
+fn list_flags() -> Result<()> {
+    let mut cli = cli::Cli::command();
+    cli.build();
+    let list = cli.find_subcommand("serve").map(cli::vllm::list).unwrap_or_default();
+    Ok(io::stdout().write_all(list.as_bytes())?)
+}
+
 /// What is to be served, and how its defaults are made.
 pub struct Source<'a> {
     /// An artifact or a model.
@@ -74,7 +88,7 @@ pub struct Source<'a> {
 impl<'a> Source<'a> {
     fn of(args: &'a cli::Serve) -> Source<'a> {
         Source {
-            root: args.model.as_deref().unwrap_or_default(),
+            root: args.name().unwrap_or_default(),
             served: &args.server.served,
             generation_config: args.generation_config,
             sampling: &args.sampling,
@@ -107,7 +121,7 @@ pub fn load(source: &Source<'_>) -> Result<Loaded> {
     let Session { artifact, engine } = session;
     let cli::Served { chat_template, parsers: flags, .. } = source.served;
     let template = match chat_template {
-        Some(path) => Some(encode::template_from(&artifact, path)?),
+        Some(given) => Some(encode::template_from(&artifact, given)?),
         None => encode::read_template(&artifact)?,
     };
     let config = artifact.entry("tokenizer_config.json").map(<[u8]>::to_vec);
@@ -138,14 +152,15 @@ fn running(artifact: &Artifact, engine: &Engine) -> String {
 fn mock(args: &cli::Serve) -> Result<(Engine, Served)> {
     let step = Duration::from_micros(args.server.mock_step_us);
     let mut limits = mock::limits();
-    limits.max_model_len = args.engine.max_model_len.unwrap_or(limits.max_model_len);
+    limits.max_model_len = args.engine.longest().unwrap_or(limits.max_model_len);
     limits.max_num_seqs = args.engine.max_num_seqs.unwrap_or(limits.max_num_seqs);
     let mut engine = mock::engine(Box::new(mock::MockForward::new(limits, step)))?;
     engine.set_prefix_caching(args.engine.prefix_caching().unwrap_or(true));
     engine.set_scheduling_policy(args.engine.scheduling_policy.into());
     let encoder = mock::encoder(&engine);
     let card = ArtifactCard { target: MOCK.to_string(), ..ArtifactCard::default() };
-    let defaults = SamplingParams { max_tokens: None, ..SamplingParams::default() };
+    let defaults = Sampling { seed: None, ..args.sampling.clone() }.over(None, None)?;
+    args.engine.vllm.tell();
     let served = Served::new(&engine, args.server.served.names(MOCK), MOCK.to_string(), encoder, defaults, card);
     Ok((engine, served.with_parsers(args.server.served.parsers.over(Parsers::default()))))
 }
@@ -163,6 +178,7 @@ fn config(flags: &cli::Server) -> Result<Config> {
         max_queue: flags.max_queue,
         max_body_bytes: flags.max_body_size as usize,
         max_n: flags.max_n,
+        max_logprobs: flags.served.max_logprobs,
         max_grammar_bytes: flags.max_grammar_size as usize,
         max_connections: flags.max_connections,
         patience: Patience::default(),
@@ -170,6 +186,10 @@ fn config(flags: &cli::Server) -> Result<Config> {
         shutdown_timeout: Duration::from_secs_f64(flags.shutdown_timeout),
         traces: traces(&flags.watched)?,
         unlogged: flags.watched.disable_access_log_for_endpoints.clone(),
+        access_log: !flags.watched.disable_uvicorn_access_log,
+        tokenizer_info: flags.enable_tokenizer_info_endpoint,
+        root_path: flags.root_path.clone().unwrap_or_default(),
+        stream_interval: flags.stream_interval,
         cors: cors(flags)?,
         docs: !flags.disable_fastapi_docs,
         return_tokens_as_token_ids: flags.return_tokens_as_token_ids,

@@ -63,6 +63,11 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
+    /// The text of the template that conversations without tools are rendered by.
+    pub fn source(&self) -> String {
+        self.environment.get_template("default").map(|template| template.source().to_string()).unwrap_or_default()
+    }
+
     /// Reads a template. `tokenizer_config` is tokenizer_config.json, for the special tokens and, where `template`
     /// (chat_template.jinja) is absent, the template itself.
     ///

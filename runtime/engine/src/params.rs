@@ -10,8 +10,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// Most alternatives that `logprobs` and `prompt_logprobs` may ask for, short of -1 (the whole vocabulary).
-pub const MAX_LOGPROBS: i32 = 20;
 /// Most sequences of one request.
 pub const MAX_N: u32 = 16384;
 /// Most tokens that `logprob_token_ids` may name.
@@ -266,15 +264,6 @@ impl SamplingParams {
         let longest = format!("at most {max_model_len} (max_model_len)");
         check(self.min_tokens <= max_model_len, "min_tokens", self.min_tokens, longest.as_str())?;
         self.check_thinking(max_model_len, &longest)?;
-        for (name, value) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
-            let v = value.unwrap_or(0);
-            check(
-                (-1..=MAX_LOGPROBS).contains(&v),
-                name,
-                v,
-                format!("from 0 to {MAX_LOGPROBS}, or -1 for all tokens"),
-            )?;
-        }
         let keep = self.truncate_prompt_tokens.unwrap_or(-1);
         let range = format!("from 1 to {max_model_len} (max_model_len), or -1 for as many as fit");
         check(keep == -1 || (1..=i64::from(max_model_len)).contains(&keep), "truncate_prompt_tokens", keep, range)
@@ -304,10 +293,20 @@ impl SamplingParams {
         check_ids("logprob_token_ids", Box::new(self.logprob_token_ids.iter()))?;
         check_ids("allowed_token_ids", Box::new(self.allowed_token_ids.iter().flatten()))?;
         check_ids("logit_bias", Box::new(self.logit_bias.iter().flat_map(|b| b.keys())))?;
+        self.check_alternatives(vocab_size)?;
         let empty = self.allowed_token_ids.as_ref().is_some_and(Vec::is_empty);
         check(!empty, "allowed_token_ids", "empty", "a list of at least one token id")?;
         let not_finite = self.logit_bias.iter().flatten().find(|(_, bias)| bias.is_nan());
         check(not_finite.is_none(), "logit_bias", "not a number", "a number for each token id")
+    }
+
+    fn check_alternatives(&self, vocab_size: u32) -> Result<(), ParamError> {
+        let allowed = format!("from 0 to {vocab_size}, the size of the vocabulary, or -1 for all of it");
+        for (name, value) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
+            let count = i64::from(value.unwrap_or(0));
+            check((-1..=i64::from(vocab_size)).contains(&count), name, count, allowed.as_str())?;
+        }
+        Ok(())
     }
 
     fn check_named(&self) -> Result<(), ParamError> {
@@ -438,7 +437,10 @@ mod tests {
             ),
             (json!({"max_tokens": 0}), "max_tokens is 0, but must be at least 1"),
             (json!({"min_tokens": 17}), "min_tokens is 17, but must be at most max_tokens, which is 16"),
-            (json!({"logprobs": 21}), "logprobs is 21, but must be from 0 to 20, or -1 for all tokens"),
+            (
+                json!({"logprobs": 101}),
+                "logprobs is 101, but must be from 0 to 100, the size of the vocabulary, or -1 for all of it",
+            ),
             (
                 json!({"stop_token_ids": [5, 100]}),
                 "stop_token_ids is 100, but must be token ids below 100, the size of the vocabulary",

@@ -9,6 +9,10 @@ use std::collections::BTreeSet;
 /// Largest tokenizer.json that is read: the largest in the field are a tenth of it.
 const MAX_BYTES: usize = 256 << 20;
 
+/// Bytes of text for each token that may be, of which a text that may be too long is looked at first: prose has a quarter
+/// of them.
+const BYTES_PER_TOKEN: usize = 16;
+
 /// Why text and tokens cannot be turned into each other.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -93,6 +97,24 @@ impl Tokenizer {
         let encoding =
             self.inner.encode_fast(text, add_special_tokens).map_err(|e| TokenizerError::Encode(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Whether a text has more than `most` tokens by far, told from its beginning: a text of megabytes is not encoded to
+    /// find that it never fits. Of one that is false for, the length is known when it is encoded.
+    ///
+    /// # Errors
+    /// The tokenizer has no token for a part of the text.
+    pub fn is_far_longer(&self, text: &str, most: usize) -> Result<bool, TokenizerError> {
+        let mut bytes = most.saturating_mul(BYTES_PER_TOKEN);
+        while bytes < text.len() {
+            let beginning = &text[..text.floor_char_boundary(bytes)];
+            // Twice as many: what the cut does to the tokens beside it is nothing to that.
+            if self.encode(beginning, false)?.len() > 2 * most {
+                return Ok(true);
+            }
+            bytes = bytes.saturating_mul(4).max(1);
+        }
+        Ok(false)
     }
 
     /// The text of tokens. Tokens that the vocabulary lacks have none.
@@ -207,6 +229,17 @@ mod tests {
             let message = Tokenizer::from_bytes(bytes).map(|_| ()).unwrap_err().to_string();
             assert!(message.starts_with("tokenizer.json cannot be used: "), "{message}");
         }
+    }
+
+    #[test]
+    fn texts_that_are_far_too_long_are_told_from_their_beginning() {
+        let t = fakes::byte_level();
+        let longer = |text: &str, most| t.is_far_longer(text, most).unwrap();
+        assert!(longer(&"é".repeat(1000), 10));
+        assert!(!longer(&"a".repeat(160), 10), "so short a text is encoded, whatever its length");
+        // Tokens of many bytes: the beginning has few of them, and the text is looked at on.
+        let sparse = "<sep>".repeat(400);
+        assert!(!longer(&sparse, 400) && longer(&sparse, 100));
     }
 
     #[test]

@@ -31,12 +31,13 @@ use std::{
     },
     thread::JoinHandle,
 };
+use tower::util::MapRequest;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 /// The header that names a request.
 const REQUEST_ID: &str = "x-request-id";
 /// Routes whose requests go to the engine.
-const TRACED: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
+const TRACED: [&str; 3] = ["/v1/completions", "/v1/chat/completions", "/invocations"];
 /// Most characters of a request's name.
 const MOST_ID: usize = 128;
 
@@ -170,6 +171,20 @@ impl App {
         Err(ApiError::field("n", format!("n is {n}, but must be from 1 to {most}")))
     }
 
+    /// Refuses more alternatives to a token than the server tells of.
+    ///
+    /// # Errors
+    /// The field's value is over the limit.
+    pub fn check_alternatives(&self, field: &str, count: Option<i32>) -> Result<(), ApiError> {
+        let (count, most) = (count.unwrap_or(0), self.config.max_logprobs);
+        if most == -1 || (0..=most).contains(&count) {
+            return Ok(());
+        }
+        let all =
+            if count == -1 { " · help: --max-logprobs -1 lets requests ask for the whole vocabulary" } else { "" };
+        Err(ApiError::field(field, format!("{field} is {count}, but must be from 0 to {most} (--max-logprobs){all}")))
+    }
+
     /// What a request's answers have beside their text.
     pub fn extras(&self, common: &Common, params: &SamplingParams, prompts: Vec<Prompt>) -> Extras {
         Extras {
@@ -221,7 +236,7 @@ pub fn is_id(text: &str) -> bool {
 
 /// All routes, with what guards and watches them.
 pub fn router(app: &Arc<App>) -> Router {
-    let guarded = routes::all(app.config.docs)
+    let guarded = routes::all(&app.config)
         .fallback(nowhere)
         .method_not_allowed_fallback(not_so)
         .layer(middleware::from_fn_with_state(app.clone(), guard));
@@ -229,7 +244,23 @@ pub fn router(app: &Arc<App>) -> Router {
         Some(cors) => guarded.layer(cors_layer(cors)),
         None => guarded,
     };
-    shared.layer(middleware::from_fn_with_state(app.clone(), watch)).with_state(app.clone())
+    let all = shared.layer(middleware::from_fn_with_state(app.clone(), watch)).with_state(app.clone());
+    if app.config.root_path.is_empty() {
+        return all;
+    }
+    let root = app.config.root_path.clone();
+    Router::new().fallback_service(MapRequest::new(all, move |request| below(&root, request)))
+}
+
+/// A request without the path under which a proxy shows the server, where it has it.
+fn below<B>(root: &str, mut request: axum::http::Request<B>) -> axum::http::Request<B> {
+    let path = request.uri().path_and_query().map(|path| path.as_str()).unwrap_or_default();
+    let rest = path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with(['/', '?']));
+    let rest = rest.map(|rest| if rest.starts_with('/') { rest.to_string() } else { format!("/{rest}") });
+    if let Some(uri) = rest.and_then(|rest| rest.parse().ok()) {
+        *request.uri_mut() = uri;
+    }
+    request
 }
 
 async fn nowhere(request: Request) -> ApiError {
@@ -257,7 +288,7 @@ async fn watch(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     let (id, method) = (app.request_id(request.headers()), method_name(request.method()));
     let path = request.uri().path();
     let trace = app.traces.as_ref().filter(|_| TRACED.contains(&path)).and_then(|e| Trace::of(e, request.headers()));
-    let quiet = app.config.unlogged.iter().any(|p| p == path);
+    let quiet = !app.config.access_log || app.config.unlogged.iter().any(|p| p == path);
     let log = Arc::new(RequestLog::new(id, method, path.to_string(), trace, quiet));
     let handler = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_string());
     request.extensions_mut().insert(log.clone());

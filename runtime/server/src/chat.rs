@@ -13,7 +13,7 @@ use crate::{
     app::App,
     conversation::Turns,
     engine_loop::Job,
-    prompt::{self, Prompt},
+    prompt::{self, Asked, Fits, Prompt},
     reader::{self, Parts, Reader},
     tools::{Choice, Tools},
 };
@@ -31,9 +31,9 @@ pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job
     let ChatRequest { mut conversation, own, common, sampling, form } = request;
     let mut params = sampling.over(&app.served().defaults)?;
     app.check_n(params.n)?;
-    check(&own)?;
-    let asked = own.max_completion_tokens.or(own.max_tokens);
-    set_params(&mut params, &own, asked);
+    check(app, &own, &params)?;
+    let asked = asked(&own)?;
+    set_params(&mut params, &own, asked.tokens);
     let tools = Tools::of(conversation.tools.take(), &own)?;
     check_tools(app, tools.as_ref())?;
     let mut turns = Turns::of(conversation)?;
@@ -41,7 +41,8 @@ pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job
     turns.tools = shown(app, tools.as_ref());
     let echo = common.echo.unwrap_or(false).then(|| turns.last_answer().unwrap_or_default().to_string());
     let encoder = app.served().encoder.clone();
-    let mut prompt = prompt::beside(turns.weight(), move || encoder.encode_turns(&turns)).await?;
+    let fits = Fits::of("messages", &app.served().limits, common.truncate_prompt_tokens);
+    let mut prompt = prompt::beside(turns.weight(), move || encoder.encode_turns(&turns, fits)).await?;
     let side = common.truncation_side.unwrap_or_default();
     prompt::truncate(&mut prompt.token_ids, common.truncate_prompt_tokens, side, &app.served().limits);
     prompt::check_length(&prompt.token_ids, asked, &app.served().limits)?;
@@ -115,7 +116,18 @@ fn set_variables(app: &App, turns: &mut Turns, effort: Option<ReasoningEffort>) 
     }
 }
 
-fn check(own: &ChatFields) -> Result<(), ApiError> {
+/// The answer's length, by the name that the request gives it.
+fn asked(own: &ChatFields) -> Result<Asked, ApiError> {
+    let field = if own.max_completion_tokens.is_some() { "max_completion_tokens" } else { "max_tokens" };
+    let tokens = own.max_completion_tokens.or(own.max_tokens);
+    match tokens {
+        Some(0) => Err(ApiError::field(field, format!("{field} is 0, but must be at least 1"))),
+        _ => Ok(Asked { field, tokens }),
+    }
+}
+
+fn check(app: &App, own: &ChatFields, params: &SamplingParams) -> Result<(), ApiError> {
+    app.check_alternatives("prompt_logprobs", params.prompt_logprobs)?;
     match own.top_logprobs {
         Some(n) if n != 0 && !own.logprobs.unwrap_or(false) => {
             Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs to be true"))
@@ -123,7 +135,7 @@ fn check(own: &ChatFields) -> Result<(), ApiError> {
         Some(n) if n < -1 => {
             Err(ApiError::field("top_logprobs", format!("top_logprobs is {n}, but must be at least 0, or -1 for all")))
         }
-        _ => Ok(()),
+        all => app.check_alternatives("top_logprobs", all),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     },
     app::App,
     engine_loop::Job,
-    prompt::{self, Encoder, Prompt},
+    prompt::{self, Asked, Encoder, Fits, Prompt},
 };
 use rvllm_engine::{Logprob, Logprobs, Output, SamplingParams, SequenceOutput};
 use std::sync::Arc;
@@ -33,10 +33,12 @@ pub async fn prepare(app: &App, request: CompletionRequest, head: Head) -> Resul
     params.structured_outputs = form.form()?.or(params.structured_outputs);
     let (logprobs, prompt_only, asked) = (own.logprobs.is_some(), own.max_tokens == Some(0), own.max_tokens);
     let suffix = own.suffix.filter(|s| !s.is_empty());
-    let mut prompts = encode(app, own.prompt, suffix, own.add_special_tokens.unwrap_or(true)).await?;
+    let fits = Fits::of("prompt", &app.served().limits, common.truncate_prompt_tokens);
+    let mut prompts = encode(app, own.prompt, suffix, own.add_special_tokens.unwrap_or(true), fits).await?;
     for p in &mut prompts {
         let side = common.truncation_side.unwrap_or_default();
         prompt::truncate(&mut p.token_ids, common.truncate_prompt_tokens, side, &app.served().limits);
+        let asked = Asked { field: "max_tokens", tokens: asked };
         prompt::check_length(&p.token_ids, asked, &app.served().limits)?;
     }
     params.truncate_prompt_tokens = common.truncate_prompt_tokens;
@@ -52,6 +54,8 @@ fn check(app: &App, own: &CompletionFields, common: &Common, params: &SamplingPa
     let n = params.n;
     let (best_of, most) = (own.best_of.unwrap_or(n), app.config().max_n);
     app.check_n(n)?;
+    app.check_alternatives("logprobs", own.logprobs)?;
+    app.check_alternatives("prompt_logprobs", params.prompt_logprobs)?;
     if best_of < n || best_of > most {
         return Err(ApiError::field("best_of", format!("best_of is {best_of}, but must be from n, {n}, to {most}")));
     }
@@ -98,6 +102,7 @@ async fn encode(
     prompts: Prompts,
     suffix: Option<String>,
     add_special_tokens: bool,
+    fits: Fits,
 ) -> Result<Vec<Prompt>, ApiError> {
     let bytes = match &prompts {
         Prompts::Text(text) => text.len(),
@@ -107,8 +112,8 @@ async fn encode(
     let encoder = app.served().encoder.clone();
     let bytes = bytes + suffix.as_ref().map_or(0, String::len);
     let work = move || match suffix {
-        Some(suffix) => encoder.encode_infill(prompts, &suffix, add_special_tokens),
-        None => encoder.encode_all(prompts, add_special_tokens),
+        Some(suffix) => encoder.encode_infill(prompts, &suffix, add_special_tokens, fits),
+        None => encoder.encode_all(prompts, add_special_tokens, fits),
     };
     prompt::beside(bytes, work).await
 }

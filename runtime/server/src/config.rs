@@ -33,6 +33,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Most answers to one prompt, and most prompts of one request.
     pub max_n: u32,
+    /// Most alternatives to a token that `logprobs` and the like may ask for; -1 is the whole vocabulary.
+    pub max_logprobs: i32,
     /// Most bytes of the schema, expression, list or grammar that answers follow.
     pub max_grammar_bytes: usize,
     /// Connections open at a time.
@@ -45,12 +47,20 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// The collector of traces; none are kept without.
     pub traces: Option<TraceConfig>,
-    /// Paths whose requests have no line of log.
+    /// Whether requests have lines of log.
+    pub access_log: bool,
+    /// Paths whose requests have none.
     pub unlogged: Vec<String>,
     /// Who else's pages may call this server; nobody's where absent.
     pub cors: Option<Cors>,
     /// Serves `/docs` and `/openapi.json`.
     pub docs: bool,
+    /// Serves `/tokenizer_info`.
+    pub tokenizer_info: bool,
+    /// Where a proxy shows the routes, which are there, too; empty where it does not.
+    pub root_path: String,
+    /// Tokens of an answer between the pieces of a stream, where requests do not say.
+    pub stream_interval: i32,
     /// Writes tokens as `token_id:N` wherever log-probabilities name them.
     pub return_tokens_as_token_ids: bool,
     /// Ends every stream with its usage.
@@ -152,15 +162,20 @@ impl Default for Config {
             max_queue: 1024,
             max_body_bytes: 16 << 20,
             max_n: 128,
+            max_logprobs: 20,
             max_grammar_bytes: 1 << 20,
             max_connections: 4096,
             patience: Patience::default(),
             request_timeout: None,
             shutdown_timeout: Duration::from_secs(30),
             traces: None,
+            access_log: true,
             unlogged: vec![],
             cors: None,
             docs: true,
+            tokenizer_info: false,
+            root_path: String::new(),
+            stream_interval: 1,
             return_tokens_as_token_ids: false,
             force_include_usage: false,
             exclude_tools_when_none: false,

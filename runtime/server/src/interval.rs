@@ -24,12 +24,12 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// What a request asks for.
+    /// What a request asks for, or the server's own where it does not.
     ///
     /// # Errors
     /// Its interval is below 1.
-    pub fn of(common: &Common) -> Result<Interval, ApiError> {
-        match common.stream_interval.unwrap_or(1) {
+    pub fn of(common: &Common, own: i32) -> Result<Interval, ApiError> {
+        match common.stream_interval.unwrap_or(own) {
             tokens @ ..1 => {
                 Err(ApiError::field("stream_interval", format!("stream_interval is {tokens}, but must be at least 1")))
             }

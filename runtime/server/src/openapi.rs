@@ -49,6 +49,9 @@ pub fn describe(served: &Served, config: &Config, is_open: impl Fn(&str) -> bool
         tell_events(operation);
         tell_headers(operation);
     });
+    if !config.root_path.is_empty() {
+        api["servers"] = json!([{"url": config.root_path}]);
+    }
     if config.has_keys() {
         need_key(&mut api, is_open);
     }

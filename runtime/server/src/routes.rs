@@ -16,11 +16,12 @@ use crate::{
     },
     app::{self, App},
     chat, completions,
+    config::Config,
     conversation::Turns,
     engine_loop::Job,
     interval::Interval,
     openapi,
-    prompt::beside,
+    prompt::{Fits, beside},
     request_log::RequestLog,
     stream,
 };
@@ -33,6 +34,8 @@ use axum::{
     routing::{get, post},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 
@@ -49,7 +52,7 @@ type Shared = State<Arc<App>>;
 type Log = Extension<Arc<RequestLog>>;
 
 /// All routes.
-pub fn all(docs: bool) -> Router<Arc<App>> {
+pub fn all(config: &Config) -> Router<Arc<App>> {
     let routes = Router::new()
         .route("/", get(page))
         .route("/health", get(health))
@@ -63,8 +66,13 @@ pub fn all(docs: bool) -> Router<Arc<App>> {
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/completions", post(completion))
-        .route("/v1/chat/completions", post(chat_completion));
-    if !docs {
+        .route("/v1/chat/completions", post(chat_completion))
+        .route("/invocations", post(invocations));
+    let routes = match config.tokenizer_info {
+        true => routes.route("/tokenizer_info", get(tokenizer_info)),
+        false => routes,
+    };
+    if !config.docs {
         return routes;
     }
     routes.route("/openapi.json", get(openapi_json)).route("/docs", get(docs_page))
@@ -180,8 +188,11 @@ pub async fn tokenize(State(app): Shared, headers: HeaderMap, body: Body) -> Res
     let max_model_len = app.served().limits.max_model_len;
     let answer = beside(bytes, move || {
         let prompt = match turns {
-            Some(turns) => encoder.encode_turns(&turns)?,
-            None => encoder.encode(own.prompt.unwrap_or_default(), own.add_special_tokens.unwrap_or(true))?,
+            Some(turns) => encoder.encode_turns(&turns, Fits::default())?,
+            None => {
+                let special = own.add_special_tokens.unwrap_or(true);
+                encoder.encode(own.prompt.unwrap_or_default(), special, Fits::default())?
+            }
         };
         let tokenizer = encoder.tokenizer()?;
         let texts = || prompt.token_ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect();
@@ -243,6 +254,25 @@ pub async fn chat_completion(
     Ok(warned(answer(&app, &common, job, writer, until).await?, &unknown))
 }
 
+/// SageMaker's only route: a conversation where the body has one, else prompts.
+async fn invocations(state: Shared, log: Log, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    #[derive(Deserialize)]
+    struct Kind {
+        messages: Option<IgnoredAny>,
+    }
+    let bytes = receive(&state, body).await?;
+    let chats = serde_json::from_slice(&bytes).is_ok_and(|kind: Kind| kind.messages.is_some());
+    match chats {
+        true => chat_completion(state, log, headers, bytes.into()).await,
+        false => completion(state, log, headers, bytes.into()).await,
+    }
+}
+
+/// The tokenizer's configuration, with the chat template that is used.
+async fn tokenizer_info(State(app): Shared) -> Json<Value> {
+    Json(app.served().encoder.info())
+}
+
 fn head(app: &App, common: &Common, log: &RequestLog, kind: &str) -> Result<Head, ApiError> {
     let model = app.model(common.model.as_deref())?;
     let id = common.request_id.as_deref().unwrap_or(log.id());
@@ -279,7 +309,7 @@ async fn answer<W: Writer>(
     until: Until,
 ) -> Result<Response, ApiError> {
     until.log.note_job(common.model.as_deref().unwrap_or(app.served().name()), &job.params);
-    let interval = Interval::of(common)?;
+    let interval = Interval::of(common, app.config().stream_interval)?;
     let mut running = Running::start(app.engine(), job, until.timeout, until.log).await?;
     if common.stream.unwrap_or(false) {
         let mut options = common.stream_options.unwrap_or_default();
@@ -299,10 +329,13 @@ async fn read<T: Request>(app: &App, headers: &HeaderMap, body: Body) -> Result<
         let message = format!("the body's type is {essence:?}, but must be application/json");
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     }
+    request::parse(&receive(app, body).await?, app.config().strict)
+}
+
+async fn receive(app: &App, body: Body) -> Result<Bytes, ApiError> {
     let config = app.config();
     let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
-    let bytes = timeout(config.patience.body, collect(body, config.max_body_bytes)).await.map_err(late)??;
-    request::parse(&bytes, config.strict)
+    timeout(config.patience.body, collect(body, config.max_body_bytes)).await.map_err(late)?
 }
 
 async fn collect(mut body: Body, most: usize) -> Result<Bytes, ApiError> {

@@ -14,6 +14,7 @@ use super::{
     write_whole,
 };
 use crate::{
+    cli::vllm,
     error::{Failure, message, note},
     interrupt,
 };
@@ -64,7 +65,14 @@ pub enum Ramp {
 #[derive(Args, Debug)]
 pub struct Flags {
     /// Which API is asked
-    #[arg(long, value_enum, default_value = "openai", value_name = "NAME", help_heading = "Server")]
+    #[arg(
+        long,
+        value_enum,
+        default_value = "openai",
+        value_name = "NAME",
+        alias = "endpoint-type",
+        help_heading = "Server"
+    )]
     pub backend: Backend,
     /// The server's address, instead of --host and --port
     #[arg(long, value_name = "URL", help_heading = "Server")]
@@ -197,6 +205,9 @@ pub struct Flags {
     /// No progress bar
     #[arg(long, help_heading = "Results")]
     pub disable_tqdm: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub vllm: vllm::Given<vllm::Client>,
 }
 
 /// Runs the command.
@@ -204,6 +215,7 @@ pub struct Flags {
 /// # Errors
 /// A flag is wrong, the server cannot be reached or refuses, or no request succeeded.
 pub fn run(flags: &Flags) -> Result<()> {
+    flags.vllm.tell();
     let goals = Goals::parse(&flags.goodput)?;
     let percentiles = percentiles(&flags.metric_percentiles)?;
     super::results::check_metrics(&flags.percentile_metrics)?;

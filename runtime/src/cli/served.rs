@@ -29,9 +29,12 @@ pub struct Served {
     /// What requests call the model, the principal name first; repeatable [default: the model as named here]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     pub served_model_name: Vec<String>,
-    /// A chat template instead of the model's
-    #[arg(long, value_name = "FILE")]
+    /// A chat template instead of the model's, or its text in one line
+    #[arg(long, value_name = "FILE|TEXT")]
     pub chat_template: Option<PathBuf>,
+    /// Most alternatives to a token that requests may ask the log-probabilities of; -1 for the whole vocabulary
+    #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1..))]
+    pub max_logprobs: i32,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub parsers: parsers::Flags,

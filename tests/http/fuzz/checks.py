@@ -55,7 +55,8 @@ REASONS = {
     "stream_options": lambda b, m: not b.get("stream"),
     "top_logprobs": lambda b, m: not b.get("logprobs"),
     "continue_final_message": lambda b, m: given(b, "add_generation_prompt", True) or "does not show" in m,
-    "prompt": empty,
+    "max_completion_tokens": too_long,
+    "prompt": lambda b, m: empty(b, m) or too_long(b, m),
     # A template is a program: it may be none, or refuse what it is given.
     "chat_template": lambda b, m: "chat_template" in b,
     # The demo model's template shows no tools: it can be made to call, but cannot choose to.
@@ -72,7 +73,7 @@ REASONS = {
     "guided_grammar": lambda b, m: several_forms(b, m) or unreadable(b, m),
     "thinking_token_budget": lambda b, m: "how the model marks its reasoning" in m or "with use_beam_search" in m,
     "repetition_detection.min_pattern_size": lambda b, m: "at most max_pattern_size" in m,
-    "messages": lambda b, m: "chat template" in m,
+    "messages": lambda b, m: "chat template" in m or too_long(b, m),
 }
 
 

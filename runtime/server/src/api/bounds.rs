@@ -31,6 +31,10 @@ pub struct PositiveTokens(pub u32);
 #[derive(ToSchema)]
 pub struct NumAnswers(pub u32);
 
+/// A number of alternatives to a token; -1 is the whole vocabulary.
+#[derive(ToSchema)]
+pub struct NumAlternatives(pub i32);
+
 /// What makes an answer repeatable; -1 is a random one.
 #[derive(ToSchema)]
 pub struct Seed(pub i64);
@@ -65,7 +69,7 @@ pub fn complete(api: &mut Value, served: &Served, config: &Config) {
     }
 }
 
-fn table(served: &Served, config: &Config) -> [(&'static str, Value); 14] {
+fn table(served: &Served, config: &Config) -> [(&'static str, Value); 15] {
     let longest = served.limits.max_model_len;
     let last = served.limits.vocab_size.saturating_sub(1);
     let list = |items: &Value| json!({"type": "array", "items": items, "minItems": 1, "maxItems": config.max_n});
@@ -75,6 +79,10 @@ fn table(served: &Served, config: &Config) -> [(&'static str, Value); 14] {
     let priority = match served.policy {
         SchedulingPolicy::Fcfs => json!({"minimum": 0, "maximum": 0}),
         SchedulingPolicy::Priority => json!({"minimum": i32::MIN, "maximum": i32::MAX}),
+    };
+    let alternatives = match config.max_logprobs {
+        -1 => json!({"minimum": -1, "maximum": served.limits.vocab_size}),
+        most => json!({"minimum": 0, "maximum": i64::from(most).min(served.limits.vocab_size.into())}),
     };
     let infills = served.encoder.tokenizer().is_ok_and(|tokenizer| infill::is_known(tokenizer));
     let part =
@@ -86,6 +94,7 @@ fn table(served: &Served, config: &Config) -> [(&'static str, Value); 14] {
         ("NumTokens", json!({"minimum": 0, "maximum": longest})),
         ("PositiveTokens", json!({"minimum": 1, "maximum": longest})),
         ("NumAnswers", json!({"minimum": 1, "maximum": config.max_n})),
+        ("NumAlternatives", alternatives),
         ("Priority", priority),
         ("Seed", json!({"minimum": -1, "maximum": i64::MAX})),
         ("Suffix", if infills { json!({}) } else { json!({"maxLength": 0}) }),

@@ -2,7 +2,7 @@
 
 use super::{
     ApiError,
-    bounds::PositiveTokens,
+    bounds::{NumAlternatives, PositiveTokens},
     completion::{Common, PromptLogprobs, StopReasonValue, Usage},
     request::{Request, merged, names, part},
     sampling::Sampling,
@@ -102,7 +102,7 @@ pub struct ChatFields {
     /// Reports log-probabilities.
     pub logprobs: Option<bool>,
     /// Alternatives reported for each token; -1 is the whole vocabulary.
-    #[schema(minimum = -1, maximum = 20)]
+    #[schema(value_type = Option<NumAlternatives>)]
     pub top_logprobs: Option<i32>,
     /// How much the model thinks: `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`, a variable of the chat
     /// template; `none` also sets its variables `enable_thinking` and `thinking` to false.

@@ -2,7 +2,7 @@
 
 use super::{
     ApiError,
-    bounds::{ModelName, NumAnswers, NumTokens, Suffix, TruncatedLength},
+    bounds::{ModelName, NumAlternatives, NumAnswers, NumTokens, Suffix, TruncatedLength},
     request::{self, Request, merged, names, part},
     sampling::Sampling,
     structured::FormFields,
@@ -93,7 +93,7 @@ pub struct CompletionFields {
     #[schema(value_type = Option<NumTokens>)]
     pub max_tokens: Option<u32>,
     /// Alternatives reported for each token; -1 is the whole vocabulary.
-    #[schema(minimum = -1, maximum = 20)]
+    #[schema(value_type = Option<NumAlternatives>)]
     pub logprobs: Option<i32>,
     /// Answers computed, of which the `n` most likely are given.
     #[schema(value_type = Option<NumAnswers>)]

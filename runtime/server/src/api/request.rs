@@ -66,9 +66,11 @@ pub fn part<P: DeserializeOwned>(fields: &Value) -> Result<P, ApiError> {
     serde_path_to_error::deserialize(fields).map_err(|e| {
         let path = e.path().to_string();
         let problem = e.into_inner().to_string();
-        match path.as_str() {
-            "." => ApiError::bad_request(problem),
-            _ => ApiError::field(&path, format!("{path}: {problem}")),
+        let missing = problem.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+        match (path.as_str(), missing) {
+            (".", Some(name)) => ApiError::field(name, format!("{name} is missing")),
+            (".", None) => ApiError::bad_request(problem),
+            (path, _) => ApiError::field(path, format!("{path}: {problem}")),
         }
     })
 }

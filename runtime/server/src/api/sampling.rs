@@ -4,7 +4,7 @@
 
 use super::{
     ApiError,
-    bounds::{LogitBias, NumAnswers, NumTokens, Priority, Seed, TokenId, Word},
+    bounds::{LogitBias, NumAlternatives, NumAnswers, NumTokens, Priority, Seed, TokenId, Word},
     number,
 };
 use rvllm_engine::{RepetitionDetection, SamplingParams};
@@ -89,7 +89,7 @@ pub struct Sampling {
     #[schema(value_type = Option<NumTokens>)]
     pub thinking_token_budget: Option<u32>,
     /// Alternatives reported for each token of the prompt; -1 is the whole vocabulary.
-    #[schema(minimum = -1, maximum = 20)]
+    #[schema(value_type = Option<NumAlternatives>)]
     pub prompt_logprobs: Option<i32>,
     /// Leaves special tokens out of the text.
     pub skip_special_tokens: Option<bool>,

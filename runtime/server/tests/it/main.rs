@@ -3,6 +3,7 @@
 
 mod answers;
 mod beams;
+mod behind;
 mod client;
 mod fields;
 mod forced;

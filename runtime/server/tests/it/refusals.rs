@@ -4,6 +4,7 @@ use crate::client::{Server, post};
 use axum::{body::Body, http::Request};
 use rvllm_server::Config;
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 fn with(mut base: Value, name: &str, value: Value) -> Value {
     base[name] = value;
@@ -26,6 +27,8 @@ async fn fields_that_cannot_be_honoured_are_named() {
         ("temperature", json!("hot")),
         ("top_p", json!(0)),
         ("logprobs", json!(21)),
+        ("logprobs", json!(-1)),
+        ("prompt_logprobs", json!(-1)),
         ("max_tokens", json!(0)),
         ("max_tokens", json!(256)),
         ("max_tokens", json!(-1)),
@@ -61,6 +64,9 @@ async fn chats_name_what_they_refuse() {
         ("reasoning_effort", json!("utmost")),
         ("thinking_token_budget", json!(9)),
         ("top_logprobs", json!(2)),
+        ("prompt_logprobs", json!(-1)),
+        ("max_completion_tokens", json!(0)),
+        ("max_completion_tokens", json!(256)),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({})),
         ("store", json!(true)),
@@ -81,8 +87,7 @@ async fn chats_name_what_they_refuse() {
         let answer = s.chat(with(chat.clone(), name, value.clone())).await;
         assert_eq!(answer.error(), (400, param.to_string()), "{value}");
     }
-    let (status, param) = s.chat(json!({})).await.error();
-    assert_eq!((status, param.as_str()), (400, ""));
+    assert_eq!(s.chat(json!({})).await.error(), (400, "messages".into()));
     for (name, value) in [
         ("user", json!("me")),
         ("metadata", json!({"a": "b"})),
@@ -118,6 +123,34 @@ async fn a_request_that_can_never_fit_says_by_how_much() {
     assert!(message.starts_with("This model's maximum context length is 256 tokens. However, you requested 300 tokens (200 in the prompt, 100 in the completion)."), "{message}");
     let answer = s.chat(json!({"messages": [{"role": "user", "content": "a".repeat(300)}]})).await;
     assert_eq!(answer.status.as_u16(), 400);
+}
+
+#[tokio::test]
+async fn texts_that_are_far_too_long_are_refused_at_once() {
+    let s = Server::new(Config::default());
+    let text = "word ".repeat(3_000_000);
+    let begin = Instant::now();
+    let answer = s.complete(json!({"prompt": [text.clone()]})).await;
+    assert_eq!(answer.error(), (400, "prompt".into()));
+    assert!(answer.text.contains("you requested more than 512 tokens in the prompt"), "{}", answer.text);
+    let answer = s.chat(json!({"messages": [{"role": "user", "content": text}]})).await;
+    assert_eq!(answer.error(), (400, "messages".into()));
+    // The mock spells each byte, and would take long for fifteen million.
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let cut = s.complete(json!({"prompt": "word ".repeat(10_000), "truncate_prompt_tokens": 3, "max_tokens": 1})).await;
+    assert_eq!(cut.json()["usage"]["prompt_tokens"], 3);
+}
+
+#[tokio::test]
+async fn alternatives_are_as_many_as_the_server_gives() {
+    let s = Server::new(Config { max_logprobs: 30, ..Config::default() });
+    let asks =
+        |count: i32| json!({"prompt": "a", "max_tokens": 1, "logprobs": count, "return_tokens_as_token_ids": true});
+    let answer = s.complete(asks(30)).await.json();
+    assert_eq!(answer["choices"][0]["logprobs"]["top_logprobs"][0].as_object().unwrap().len(), 30);
+    assert_eq!(s.complete(asks(31)).await.error(), (400, "logprobs".into()));
+    let all = s.complete(asks(-1)).await;
+    assert!(all.text.contains("--max-logprobs -1"), "{}", all.text);
 }
 
 #[tokio::test]
