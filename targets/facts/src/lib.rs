@@ -227,6 +227,11 @@ impl Target {
         }
     }
 
+    /// Whether an instruction looks up the 16-bit elements of a vector in a table of two (AVX-512's `vpermi2w`).
+    pub fn looks_up_16_bit(&self) -> bool {
+        self.requires.iter().any(|f| f == "avx512bw")
+    }
+
     /// Whether this machine can run its code; `has` says whether the CPU has a feature (by Rust's name).
     pub fn runs_here(&self, has: &dyn Fn(&str) -> bool) -> bool {
         self.arch.name() == std::env::consts::ARCH && self.requires.iter().all(|f| has(f))

@@ -1,6 +1,9 @@
 //! Elementwise functions over wide ranges against f64, and conversions bit by bit.
 
-use rvllm_ir::{DType, tile::MapOp};
+use rvllm_ir::{
+    DType, TensorType,
+    tile::{Access, Kernel, KernelBuilder, MapOp, MemLayout},
+};
 use rvllm_tests::{
     cases::math::{N, between, cast_kernel, map_kernel},
     launch::{Code, Launch, Symbols, targets},
@@ -91,6 +94,44 @@ fn narrowing_rounds_to_nearest_even() {
                 let same = y.to_bits() == expected.to_bits() || (y.is_nan() && expected.is_nan());
                 assert!(same, "{}: {x:e} became {y:e} in {dtype}, not {expected:e}", target.name);
             }
+        }
+    }
+}
+
+/// Products of the identity, `rows` times, with 32 rows of 16 numbers of e4m3 that are multiplied in bf16.
+fn widening_kernel(rows: usize) -> Kernel {
+    let mut k = KernelBuilder::new(format!("widen_{rows}"));
+    let a = k.input("a", TensorType::new([rows, 16], DType::Bf16));
+    let panel = MemLayout::Panel { n: 32, k: 2 };
+    let b = k.tensor("b", TensorType::new([32, 16], DType::F8e4m3), panel, Access::In);
+    let y = k.output("y", TensorType::new([rows, 32], DType::F32));
+    k.grid("one", 1);
+    let at = [0, 0].map(|i| k.index(i));
+    let (a, b) = (k.load_operand(a, &at, &[rows, 16]), k.load_operand(b, &at, &[32, 16]));
+    let (b, zero) = (k.cast(b, DType::Bf16), k.zeros(&[rows, 32]));
+    let product = k.mma(a, b, zero);
+    k.store(y, &at, product);
+    k.finish()
+}
+
+#[test]
+fn every_number_of_e4m3_is_widened_exactly_where_it_is_read_and_in_a_copy() {
+    // twice 254 numbers, and NaN nowhere, as the identity's zeros would spread it
+    let number = |i: usize| {
+        let code = if i % 128 == 127 { 0 } else { i % 128 };
+        let (exponent, mantissa) = (code as i32 >> 3, (code & 7) as f32 / 8.0);
+        let size = if exponent == 0 { mantissa / 64.0 } else { (1.0 + mantissa) * ((exponent - 7) as f32).exp2() };
+        if i % 256 < 128 { size } else { -size }
+    };
+    let numbers: Vec<f32> = (0..512).map(number).collect();
+    for target in targets() {
+        for rows in [16, 32] {
+            let identity = (0..rows * 16).map(|i| if i / 16 % 16 == i % 16 { 1.0 } else { 0.0 });
+            let launch = Launch::new(widening_kernel(rows), Symbols::default(), 0);
+            let launch = launch.set("a", identity.collect()).set("b", numbers.clone());
+            let found = launch.whole(&Code::new(std::slice::from_ref(&launch.kernel), &target)).remove(0);
+            let expected: Vec<f32> = (0..rows * 32).map(|i| numbers[i % 32 * 16 + i / 32 % 16]).collect();
+            assert_eq!(found, expected, "{} {rows}", target.name);
         }
     }
 }

@@ -73,11 +73,11 @@ fn to_i8(w: &mut Writer, v: Ssa) -> Ssa {
 /// Bits of e4m3 as f32: those of an f16 with a smaller bias of the exponent, so that subnormal numbers are widened too.
 fn e4m3_to_f32(w: &mut Writer, v: Ssa) -> Ssa {
     let wide = w.convert("arith.extsi", v, v.ty.with(Elem::I16));
-    let [sign, rest, seven] = [-32768, 0x3f80, 7].map(|c| w.ints(wide.ty, c));
-    let sign = w.binary("arith.andi", wide, sign);
+    // what was extended is the sign: once where an f16 has it, and once where the shift leaves it beside the exponent
+    let [signed, rest, seven] = [-0x4080, 0x3f80, 7].map(|c| w.ints(wide.ty, c));
     let shifted = w.binary("arith.shli", wide, seven);
-    let magnitude = w.binary("arith.andi", shifted, rest);
-    let bits = w.binary("arith.ori", sign, magnitude);
+    let bits = w.binary("arith.andi", shifted, signed);
+    let magnitude = w.binary("arith.andi", bits, rest);
     let half = w.bitcast(bits, v.ty.with(Elem::F16));
     let number = w.convert("arith.extf", half, v.ty.with(Elem::F32));
     let (bias, nan) = (w.floats(number.ty, 256.0), w.floats(number.ty, f32::NAN));
@@ -126,8 +126,43 @@ fn exactly_bf16(w: &mut Writer, v: Ssa) -> Ssa {
     w.shuffle(halves, halves, &(0..lanes).map(|i| 2 * i + 1).collect::<Vec<_>>())
 }
 
-/// One vector in an element type that holds all of its numbers.
-pub(crate) fn widen(w: &mut Writer, v: Ssa, from: DType, to: DType) -> Ssa {
+/// Lanes of a vector of 16-bit elements that one instruction looks up in a table.
+const TABLE_LANES: usize = 32;
+
+/// Bits of a number of e4m3 without its sign as those of bf16.
+fn e4m3_as_bf16(bits: u32) -> i64 {
+    let (exponent, mantissa) = (bits >> 3, (bits & 7) as f32);
+    let number = match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 512.0,
+        _ => (1.0 + mantissa / 8.0) * (exponent as f32 - 7.0).exp2(),
+    };
+    i64::from(number.to_bits() >> 16)
+}
+
+/// Bits of e4m3 as those of bf16, from a table of the numbers without their signs: two lookups among 64 each.
+fn e4m3_to_bf16(w: &mut Writer, v: Ssa) -> Ssa {
+    let index = w.convert("arith.extsi", v, v.ty.with(Elem::I16));
+    let mut quarter = |first: u32| {
+        let bits: Vec<i64> = (first..first + TABLE_LANES as u32).map(e4m3_as_bf16).collect();
+        w.dense(Elem::I16, &bits)
+    };
+    let table = [0, 32, 64, 96].map(&mut quarter);
+    let mut look_up = |of: &[Ssa]| w.intrinsic("llvm.x86.avx512.vpermi2var.hi.512", &[of[0], index, of[1]], index.ty);
+    let (small, large) = (look_up(&table[..2]), look_up(&table[2..]));
+    let [zero, upper, top] = [0, 0x40, -0x8000].map(|c| w.ints(index.ty, c));
+    let upper = w.binary("arith.andi", index, upper);
+    let is_small = w.compare("eq", upper, zero);
+    let number = w.select(is_small, small, large);
+    let sign = w.binary("arith.andi", index, top);
+    w.binary("arith.ori", number, sign)
+}
+
+/// One vector in an element type that holds all of its numbers; `tables` where instructions look up 16-bit elements.
+pub(crate) fn widen(w: &mut Writer, v: Ssa, from: DType, to: DType, tables: bool) -> Ssa {
+    if (from, to, v.ty.lanes()) == (DType::F8e4m3, DType::Bf16, TABLE_LANES) && tables {
+        return e4m3_to_bf16(w, v);
+    }
     let number = to_f32(w, v, from);
     if to == DType::Bf16 { exactly_bf16(w, number) } else { number }
 }

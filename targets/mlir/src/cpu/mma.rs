@@ -297,7 +297,7 @@ impl Lower<'_> {
     fn wide_line(&mut self, part: &Part<'_>, p: Ssa, width: usize, to: DType) -> Ssa {
         let ty = Ty::Vector(width * part.unit.group(), elem(part.b.dtype));
         let v = self.w.load(p, ty, part.b.address.size);
-        let v = super::cast::widen(&mut self.w, v, part.b.dtype, to);
+        let v = super::cast::widen(&mut self.w, v, part.b.dtype, to, self.target.looks_up_16_bit());
         self.w.bitcast(v, Ty::Vector(width, part.unit.lane()))
     }
 

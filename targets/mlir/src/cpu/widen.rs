@@ -69,7 +69,7 @@ impl Lower<'_> {
             let ty = Ty::Vector(n * panels.k, Elem::int(view.dtype.bits()));
             let (p, q) = (self.w.offset(from, first), self.w.offset(into, first * ratio));
             let v = self.w.load(p, ty, view.address.size);
-            let v = cast::widen(&mut self.w, v, view.dtype, to);
+            let v = cast::widen(&mut self.w, v, view.dtype, to, self.target.looks_up_16_bit());
             self.w.store(v, q, to.bits() / 8);
             if let Some(ahead) = ahead.filter(|_| asked != Some(first / LINE)) {
                 let line = self.w.offset(ahead, first);
