@@ -199,18 +199,6 @@ pub struct Server {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub served: Served,
-    /// Leave tools out of the prompts of requests that choose none
-    #[arg(long)]
-    pub exclude_tools_when_tool_choice_none: bool,
-    /// Variables of the chat template in requests that do not set them, such as {"enable_thinking": false}
-    #[arg(long, value_name = "JSON", value_parser = crate::parsers::object)]
-    pub default_chat_template_kwargs: Option<serde_json::Map<String, serde_json::Value>>,
-    /// The role of chat answers
-    #[arg(long, value_name = "ROLE", default_value = "assistant")]
-    pub response_role: String,
-    /// Refuse fields that the API does not know, instead of naming them in a header
-    #[arg(long)]
-    pub strict: bool,
     /// Prompts that may wait; more are told to try again later (429)
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_queue: usize,
@@ -244,9 +232,6 @@ pub struct Server {
     /// Let them send credentials
     #[arg(long)]
     pub allow_credentials: bool,
-    /// Name tokens as token_id:N wherever log-probabilities do
-    #[arg(long)]
-    pub return_tokens_as_token_ids: bool,
     /// End every stream with its usage
     #[arg(long)]
     pub enable_force_include_usage: bool,

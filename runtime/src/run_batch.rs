@@ -22,7 +22,7 @@ use rvllm_server::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -72,6 +72,9 @@ pub struct Flags {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub vllm: cli::vllm::Given<cli::vllm::Frontend>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub vllm_batch: cli::vllm::Given<cli::vllm::Batch>,
 }
 
 /// A line of the input.
@@ -90,6 +93,7 @@ struct Line {
 /// The input is malformed, the model does not load, the output cannot be written, or the engine fails.
 pub fn run(flags: &Flags) -> Result<()> {
     flags.vllm.tell();
+    flags.vllm_batch.tell();
     let bytes = input::read(&flags.input_file)?;
     let lines = read(&bytes, &flags.input_file.display().to_string())?;
     let Loaded { engine, served, manifest } = serve::load(&Source {
@@ -102,8 +106,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     })?;
     let at_a_time = engine.limits().max_num_seqs as usize * AHEAD;
     let mut partial = open(flags, &bytes, &lines, &manifest)?;
-    let max_logprobs = flags.served.max_logprobs;
-    let config = Config { max_queue: usize::MAX, max_body_bytes: MOST_BODY, max_logprobs, ..Config::default() };
+    let config = Config { max_queue: usize::MAX, max_body_bytes: MOST_BODY, ..flags.served.config() };
     let (app, thread) = App::start(engine, served, config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let answered = runtime.block_on(answer_all(flags, &app, &lines, &mut partial, at_a_time));
@@ -119,6 +122,9 @@ fn close(answered: Result<Tally>, partial: Partial, flags: &Flags, total: usize)
     match answered {
         Ok(tally) if !tally.interrupted => {
             partial.finish()?;
+            for (what, requests) in &tally.ignored {
+                note(&format!("warning: {requests} of the requests: {} · help: --strict refuses them", told(what)));
+            }
             if !flags.quiet {
                 note(&format!("{total} requests answered, {} of them refused", tally.refused));
             }
@@ -135,6 +141,11 @@ fn close(answered: Result<Tally>, partial: Partial, flags: &Flags, total: usize)
             Err(error.context(kept))
         }
     }
+}
+
+/// The text of a `Warning` header: `299 rvllm "…"`.
+fn told(warning: &str) -> &str {
+    warning.split('"').nth(1).unwrap_or(warning)
 }
 
 /// All lines, or all that is wrong with them.
@@ -181,10 +192,7 @@ fn open(flags: &Flags, bytes: &[u8], lines: &[Line], manifest: &[u8]) -> Result<
     artifact.add(manifest);
     artifact.add(format!("{:?}", crate::model::weights_option(&flags.engine)).as_bytes());
     let mut requests = Hash::default();
-    requests.add(&serde_json::to_vec(&flags.sampling)?);
-    requests.add(
-        format!("{:?} {:?} {:?}", flags.served.chat_template, flags.generation_config, flags.served.parsers).as_bytes(),
-    );
+    requests.add(format!("{:?} {:?} {:?}", flags.sampling, flags.generation_config, flags.served).as_bytes());
     let header = Header {
         rvllm_partial: VERSION,
         total: lines.len(),
@@ -213,6 +221,8 @@ struct Finished {
 #[derive(Default)]
 struct Tally {
     refused: usize,
+    /// Of what was ignored: how many requests have it.
+    ignored: BTreeMap<String, usize>,
     interrupted: bool,
 }
 
@@ -246,6 +256,7 @@ async fn answer_all(
                 let (i, answer) = done.context("a request's task has ended")?;
                 anyhow::ensure!(app.engine().is_alive(), "{}", app.engine().failure());
                 tally.refused += usize::from(answer.status != 200);
+                answer.warning.iter().for_each(|what| *tally.ignored.entry(what.clone()).or_default() += 1);
                 partial.append(i, &written(&lines[i], &answer).to_string())?;
                 bar.inc(1);
             }
@@ -256,10 +267,10 @@ async fn answer_all(
 }
 
 async fn answer(local: &Local, line: &Line) -> Answer {
-    if line.body.get("stream").is_some_and(|s| s != &Value::Bool(false)) {
+    if line.body.get("stream").is_some_and(|s| ![Value::Null, Value::Bool(false)].contains(s)) {
         let message = "a batch has no streams · help: leave `stream` out";
         let body = json!({"error": {"message": message, "type": "BadRequestError", "param": "stream", "code": 400}});
-        return Answer { status: 400, request_id: String::new(), body: body.to_string().into_bytes() };
+        return Answer { status: 400, request_id: String::new(), warning: None, body: body.to_string().into_bytes() };
     }
     // A map always serializes.
     local.post(&line.url, serde_json::to_vec(&line.body).unwrap_or_default()).await
@@ -311,8 +322,12 @@ mod tests {
     #[test]
     fn refusals_are_errors_and_answers_are_not() {
         let line: Line = serde_json::from_str(GOOD).unwrap();
-        let answer =
-            |status, body: Value| Answer { status, request_id: "r".into(), body: body.to_string().into_bytes() };
+        let answer = |status, body: Value| Answer {
+            status,
+            request_id: "r".into(),
+            warning: None,
+            body: body.to_string().into_bytes(),
+        };
         let good = written(&line, &answer(200, json!({"id": "x"})));
         assert_eq!((&good["error"], &good["response"]["body"]["id"]), (&Value::Null, &json!("x")));
         let bad = written(&line, &answer(400, json!({"error": {"message": "no"}})));

@@ -174,11 +174,9 @@ fn config(flags: &cli::Server) -> Result<Config> {
         api_keys: keys(flags)?,
         api_key_file: flags.api_key_file.clone(),
         guard_metrics: flags.guard_metrics,
-        strict: flags.strict,
         max_queue: flags.max_queue,
         max_body_bytes: flags.max_body_size as usize,
         max_n: flags.max_n,
-        max_logprobs: flags.served.max_logprobs,
         max_grammar_bytes: flags.max_grammar_size as usize,
         max_connections: flags.max_connections,
         patience: Patience::default(),
@@ -192,11 +190,8 @@ fn config(flags: &cli::Server) -> Result<Config> {
         stream_interval: flags.stream_interval,
         cors: cors(flags)?,
         docs: !flags.disable_fastapi_docs,
-        return_tokens_as_token_ids: flags.return_tokens_as_token_ids,
         force_include_usage: flags.enable_force_include_usage,
-        exclude_tools_when_none: flags.exclude_tools_when_tool_choice_none,
-        chat_template_kwargs: flags.default_chat_template_kwargs.clone().unwrap_or_default(),
-        response_role: flags.response_role.clone(),
+        ..flags.served.config()
     })
 }
 

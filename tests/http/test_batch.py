@@ -64,6 +64,18 @@ def test_an_interrupted_run_is_continued_and_nothing_is_computed_twice(tmp_path)
     assert texts == [json.loads(a)["response"]["body"].get("choices") for a in whole]
 
 
+def test_fields_that_are_ignored_are_told_of(tmp_path):
+    texts = [line(f"r{i}", "/v1/completions", prompt="Once", max_tokens=2, stream=None, temprature=1) for i in range(3)]
+    (tmp_path / "in.jsonl").write_text("".join(texts))
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warning: 3 of the requests: ignored unknown fields: temprature · help: --strict refuses them" in done.stderr
+    assert all(a["response"]["status_code"] == 200 for a in answers(tmp_path))
+    (tmp_path / "out.jsonl").unlink()
+    done = run(tmp_path, "--strict")
+    assert [a["error"]["param"] for a in answers(tmp_path)] == ["temprature"] * 3, done.stderr
+
+
 def partial_header(directory):
     """The header that a run of this input writes: taken from one that is stopped at once."""
     command = [RVLLM, "run-batch", "-i", directory / "in.jsonl", "-o", directory / "probe.jsonl", "--model", ARTIFACT]

@@ -6,7 +6,10 @@ use crate::app::{self, App};
 use axum::{
     Router,
     body::Body,
-    http::{Request, header::CONTENT_TYPE},
+    http::{
+        HeaderName, Request,
+        header::{CONTENT_TYPE, WARNING},
+    },
 };
 use http_body_util::BodyExt;
 use std::{convert::Infallible, sync::Arc};
@@ -25,6 +28,8 @@ pub struct Answer {
     pub status: u16,
     /// The request's name.
     pub request_id: String,
+    /// What a header tells of fields that were ignored.
+    pub warning: Option<String>,
     /// What was said.
     pub body: Vec<u8>,
 }
@@ -39,17 +44,18 @@ impl Local {
     pub async fn post(&self, path: &str, json: Vec<u8>) -> Answer {
         let request = Request::post(path).header(CONTENT_TYPE, "application/json").body(Body::from(json));
         let Ok(request) = request else {
-            return Answer { status: 404, request_id: String::new(), body: vec![] };
+            return Answer { status: 404, request_id: String::new(), warning: None, body: vec![] };
         };
         let response = match self.routes.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => absurd(never),
         };
         let (parts, body) = response.into_parts();
-        let id = parts.headers.get("x-request-id").and_then(|v| v.to_str().ok());
+        let header = |name| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_string);
+        let (id, warning) = (header(HeaderName::from_static("x-request-id")), header(WARNING));
         // A body that breaks off is as long as it got: its reader finds it is no JSON.
         let bytes = body.collect().await.map(|b| b.to_bytes().to_vec()).unwrap_or_default();
-        Answer { status: parts.status.as_u16(), request_id: id.unwrap_or_default().to_string(), body: bytes }
+        Answer { status: parts.status.as_u16(), request_id: id.unwrap_or_default(), warning, body: bytes }
     }
 }
 

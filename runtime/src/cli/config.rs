@@ -1,6 +1,6 @@
 //! `--config FILE`: flags from a YAML file, by their names, under those of the command line.
 //!
-//! Invariants: the command line has the last word; what a file says goes through the same parser as what is typed.
+//! Invariants: a flag of the command line counts alone, whatever the file says of it; what a file says goes through the same parser as what is typed.
 
 use crate::error::Failure;
 use clap::Command;
@@ -24,8 +24,9 @@ pub fn expand(mut args: Vec<OsString>, cli: &Command) -> Result<Vec<OsString>, F
         return Ok(args);
     }
     let Some(file) = take(&mut args)? else { return Ok(args) };
-    let named = names_model(&args[2..]);
-    let flags = read(&file)?.into_iter().filter(|(name, _)| !(named && name == "model"));
+    let typed: Vec<String> = args[2..].iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let given = |name: &str| if name == "model" { names_model(&typed) } else { is_given(&typed, name) };
+    let flags = read(&file)?.into_iter().filter(|(name, _)| !given(name));
     let flags: Vec<OsString> =
         flags.flat_map(|(name, value)| written(&name, &value, command)).map(Into::into).collect();
     args.splice(2..2, flags);
@@ -33,10 +34,18 @@ pub fn expand(mut args: Vec<OsString>, cli: &Command) -> Result<Vec<OsString>, F
 }
 
 /// Whether a command line names a model itself, as vLLM tells: first of all, or by the flag.
-fn names_model(args: &[OsString]) -> bool {
-    let text = |arg: &OsString| arg.to_string_lossy().into_owned();
-    let first = args.first().map(text).is_some_and(|arg| !arg.starts_with('-'));
-    first || args.iter().map(text).any(|arg| arg == "--model" || arg.starts_with("--model="))
+fn names_model(args: &[String]) -> bool {
+    args.first().is_some_and(|arg| !arg.starts_with('-')) || is_given(args, "model")
+}
+
+/// Whether a flag or its opposite is on a command line.
+fn is_given(args: &[String], name: &str) -> bool {
+    let plain = name.trim_start_matches("no-");
+    let is = |arg: &String| {
+        let flag = arg.split('=').next().unwrap_or_default();
+        flag.strip_prefix("--").is_some_and(|flag| flag.trim_start_matches("no-") == plain)
+    };
+    args.iter().any(is)
 }
 
 /// Takes the flag off the command line.
@@ -133,10 +142,15 @@ mod tests {
         let read = with(yaml, "rvllm serve --config FILE --port 9001").unwrap();
         assert_eq!((read.name(), read.server.port, read.server.host.as_str()), (Some("m.rvllm"), 9001, "0.0.0.0"));
         assert_eq!(read.server.served.served_model_name, ["a", "b"]);
-        assert_eq!((read.engine.prefix_caching(), read.server.strict), (Some(false), true));
+        assert_eq!((read.engine.prefix_caching(), read.server.served.strict), (Some(false), true));
         assert!(!read.server.enable_force_include_usage);
-        assert_eq!(read.server.default_chat_template_kwargs.unwrap()["thinking"], false);
-        let named = with(yaml, "rvllm serve other.rvllm --config=FILE").unwrap();
+        assert_eq!(read.server.served.default_chat_template_kwargs.unwrap()["thinking"], false);
+        let named =
+            with(yaml, "rvllm serve other.rvllm --config=FILE --served-model-name c --enable-prefix-caching").unwrap();
+        assert_eq!(
+            (&named.server.served.served_model_name[..], named.engine.prefix_caching()),
+            (&["c".to_string()][..], Some(true))
+        );
         assert_eq!((named.name(), named.server.port), (Some("other.rvllm"), 9000));
     }
 

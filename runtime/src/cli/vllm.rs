@@ -10,7 +10,7 @@ mod table;
 use crate::{error::note, table::columns};
 use clap::{Arg, ArgAction, ArgMatches, Command, Error, FromArgMatches, builder::ValueParser, error::ErrorKind};
 use std::marker::PhantomData;
-pub use table::{Client, Engine, Frontend};
+pub use table::{Batch, Client, Engine, Frontend};
 
 /// How a flag is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

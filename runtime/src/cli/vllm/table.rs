@@ -297,6 +297,21 @@ impl Table for Engine {
     ];
 }
 
+/// Further flags of `vllm run-batch`.
+#[derive(Clone, Debug)]
+pub struct Batch;
+
+impl Table for Batch {
+    const RULES: &'static [Rule] = &[
+        switch!("enable-force-include-usage", NoEffect, "answers of batches have their usage"),
+        switch!("enable-metrics", OFF, "no metrics are served while a batch is answered"),
+        value("host", NoEffect, "no metrics are served while a batch is answered"),
+        value("output-tmp-dir", NoEffect, "answers are kept beside the output, and survive an interruption there"),
+        value("port", NoEffect, "no metrics are served while a batch is answered"),
+        value("url", NoEffect, "no metrics are served while a batch is answered"),
+    ];
+}
+
 /// Flags of `vllm bench serve`.
 #[derive(Clone, Debug)]
 pub struct Client;
