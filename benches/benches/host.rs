@@ -2,18 +2,17 @@
 //! `cargo bench -p rvllm-benches --bench host`.
 //!
 //! The model is a stand-in that computes nothing: it returns rows of 128,256 logits, with maxima and sums of exponentials
-//! of them and of their runs, and tokens drawn from them, as kernels leave them in memory; two sets of rows take turns, 263 MB together, so that what is read of
+//! of them and of their runs, and tokens drawn from them with their ranks, as kernels leave them in memory; two sets of rows take turns, 263 MB together, so that what is read of
 //! them comes from memory. Counted is all of [`Engine::step`]: which tokens of which sequences, the step's arrays, choosing
 //! a token for each, noting it, and the list of outputs. Not counted are the kernels, text (which is made beside the engine)
-//! and HTTP. `before` is what happens before the model is called, `after` what happens after. The verdict goes by the wall
-//! clock; time on the CPU, which other programs do not lengthen as much, is a mean over all steps.
+//! and HTTP. `before` is what happens before the model is called, `after` what happens after.
 
 use anyhow::{Context, Result};
 use rvllm_engine::{
     Engine, EngineParts, Forward, Limits, MemoryTable, SamplingParams,
     block_pool::BlockId,
     device::DeviceError,
-    draw::draw,
+    draw,
     forward::{LOGITS_BLOCK, Logits},
     random,
     row::Blocks,
@@ -76,6 +75,7 @@ type Calls = Arc<Mutex<Option<(Instant, Instant)>>>;
 struct NoModel {
     limits: Limits,
     draws: Vec<f32>,
+    ranks: Vec<f32>,
     rows: Arc<[Rows; 2]>,
     steps: usize,
     calls: Calls,
@@ -99,11 +99,18 @@ impl Forward for NoModel {
             block_max: &rows.blocks.max[..count * blocks],
             block_sum: &rows.blocks.sum[..count * blocks],
             draws: &[],
+            ranks: &[],
         };
         let drawn = step.uniform.as_chunks().0.iter().zip(&step.temperature).enumerate();
         self.draws.clear();
-        self.draws.extend(drawn.flat_map(|(i, (numbers, t))| draw(&logits.row(i), *t, numbers)));
-        logits.draws = &self.draws;
+        self.ranks.clear();
+        for (i, (numbers, t)) in drawn {
+            let draws = draw::draw(&logits.row(i), *t, numbers);
+            self.draws.extend(draws);
+            let ranks = if step.ranked[i] > 0 { draw::rank(&logits.row(i), *t, &draws) } else { [0.0; _] };
+            self.ranks.extend(ranks);
+        }
+        (logits.draws, logits.ranks) = (&self.draws, &self.ranks);
         if let Ok(mut calls) = self.calls.lock() {
             *calls = Some((start, Instant::now()));
         }
@@ -127,7 +134,14 @@ fn engine(rows: &Arc<[Rows; 2]>, calls: &Calls) -> Engine {
         num_blocks: SEQS * 256,
     };
     Engine::new(EngineParts {
-        forward: Box::new(NoModel { limits, draws: vec![], rows: rows.clone(), steps: 0, calls: calls.clone() }),
+        forward: Box::new(NoModel {
+            limits,
+            draws: vec![],
+            ranks: vec![],
+            rows: rows.clone(),
+            steps: 0,
+            calls: calls.clone(),
+        }),
         tokenizer: None,
         eos_token_ids: vec![0],
         seed: Some(1),
@@ -149,11 +163,6 @@ fn step(engine: &mut Engine, calls: &Calls) -> Result<Times> {
     Ok(Times([end - start - (returned - called), called - start, end - returned]))
 }
 
-/// Nanoseconds that this thread has run.
-fn on_cpu() -> Option<u64> {
-    std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split(' ').next()?.parse().ok()
-}
-
 fn measure(name: &str, params: &SamplingParams, rows: &mut Arc<[Rows; 2]>) -> Result<()> {
     let sets = Arc::get_mut(rows).context("rows are in use")?;
     sets.iter_mut().for_each(|rows| rows.set_temperature(params.drawn_at().unwrap_or(1e-30)));
@@ -166,12 +175,7 @@ fn measure(name: &str, params: &SamplingParams, rows: &mut Arc<[Rows; 2]>) -> Re
     for _ in 0..WARM_UP {
         step(&mut engine, &calls)?;
     }
-    let start = on_cpu();
     let mut times = (0..STEPS).map(|_| step(&mut engine, &calls)).collect::<Result<Vec<Times>>>()?;
-    let cpu = match (start, on_cpu()) {
-        (Some(start), Some(end)) => format!("{:.1} µs on the CPU", (end - start) as f64 / 1e3 / STEPS as f64),
-        _ => "time on the CPU not told".to_string(),
-    };
     let mut at = |part: usize, fraction: f64| {
         times.sort_by_key(|t| t.0[part]);
         times[(fraction * (STEPS - 1) as f64) as usize].0[part].as_secs_f64() * 1e6
@@ -179,7 +183,7 @@ fn measure(name: &str, params: &SamplingParams, rows: &mut Arc<[Rows; 2]>) -> Re
     let (median, p90, before, after) = (at(0, 0.5), at(0, 0.9), at(1, 0.5), at(2, 0.5));
     let verdict = if median <= GOAL_US { "within" } else { "beyond" };
     println!(
-        "  {name:<28} {median:>9.1} µs (p90 {p90:.1}; before {before:.1}, after {after:.1}; {cpu}), {verdict} {GOAL_US} µs"
+        "  {name:<28} {median:>9.1} µs (p90 {p90:.1}; before {before:.1}, after {after:.1}), {verdict} {GOAL_US} µs"
     );
     Ok(())
 }

@@ -59,8 +59,8 @@ pub struct Program {
     pub weights: Vec<Weight>,
     /// In order.
     pub launches: Vec<Launch>,
-    /// Buffers of logits, max, logsumexp, block_max, block_sum, draws.
-    pub outputs: [usize; 6],
+    /// Buffers of logits, max, logsumexp, block_max, block_sum, draws, ranks.
+    pub outputs: [usize; 7],
     /// Tokens of a query tile.
     pub query_tile: usize,
     /// Shape of the KV cache: the same in all layers.

@@ -1,9 +1,10 @@
-//! Tokens drawn from rows of logits, by the statistics that [`super::logit_stats()`] leaves of them.
+//! Tokens drawn from rows of logits, by the statistics that [`super::logit_stats()`] leaves of them, and where they stand among
+//! the others.
 
 use crate::logit_stats::{BLOCK, LOWEST};
 use rvllm_ir::{
     DType, Dim, Sym, TensorType,
-    graph::op::DRAWS,
+    graph::op::{DRAWS, RANK},
     tile::{
         Cmp, Kernel, KernelBuilder, Layout,
         MapOp::{Add, Div, Exp, Max, Min, Mul, Sub},
@@ -60,6 +61,119 @@ pub fn draw(name: &str, s: &Draw) -> Kernel {
     let id = k.map(Add, &[before, token]);
     k.store(draws, &[row, of], id);
     k.finish()
+}
+
+/// Parameters: logits `[L, V]f32`, max `[L]f32`, block_max `[L, ceil(V/256)]f32`, block_sum of the same shape, temperature
+/// `[L]f32`, draws `[L, DRAWS]f32`, ranked `[L]i32`, ranks `[L, RANK * DRAWS]f32`. Blocks are read whose largest logit is at least the
+/// token's. One program per row and draw.
+pub fn rank(name: &str, s: &Draw) -> Kernel {
+    let mut k = KernelBuilder::new(name);
+    let blocks = s.vocab.div_ceil(BLOCK);
+    let matrix = |cols: usize| TensorType::new([Dim::Sym(Sym::L), Dim::Const(cols)], DType::F32);
+    let list = |dtype| TensorType::new([Sym::L], dtype);
+    let logits = k.input("logits", matrix(s.vocab));
+    let max = k.input("max", list(DType::F32));
+    let [block_max, block_sum] = ["block_max", "block_sum"].map(|name| k.input(name, matrix(blocks)));
+    let temperature = k.step_input("temperature", list(DType::F32));
+    let draws = k.input("draws", matrix(DRAWS));
+    let ranked = k.step_input("ranked", list(DType::I32));
+    let ranks = k.output("ranks", matrix(RANK * DRAWS));
+
+    let row = k.grid("row", Sym::L);
+    let of = k.grid("draw", DRAWS as i64);
+    let ranked = k.read(ranked, &[row]);
+    let left = k.sub(ranked, of);
+    let [zero, one] = [0, 1].map(|i| k.index(i));
+    let left = k.max(left, zero);
+    let is_ranked = k.min(left, one);
+    let none = [0.0; RANK].map(|c| k.full(c, &[]));
+    let found = k.pipeline(zero, is_ranked, 1, &none, |k, _, _| {
+        let scale = scale(k, row, max, temperature);
+        let weights = block_weights(k, &scale, row, blocks, [block_max, block_sum]);
+        let weights = k.reduce(ReduceOp::Sum, weights, 1);
+        let total = k.reduce(ReduceOp::Sum, weights, 0);
+        let id = k.load(draws, &[row, of], &[]);
+        let at = k.to_index(id);
+        let logit = k.load(logits, &[row, at], &[]);
+        let token = Token { scale, row, vocab: s.vocab, logits, block_max, id: at, logit };
+        let [count, before] = before(k, &token, blocks);
+        vec![logit, count, before, total]
+    });
+    let first = k.scale(of, RANK);
+    for (i, number) in found.into_iter().enumerate() {
+        let at = k.offset(first, i as i64);
+        k.store(ranks, &[row, at], number);
+    }
+    k.finish()
+}
+
+/// A token of a row of logits.
+struct Token {
+    scale: Scale,
+    row: Val,
+    vocab: usize,
+    logits: TensorRef,
+    block_max: TensorRef,
+    id: Val,
+    logit: Val,
+}
+
+/// How many logits are larger than the token's, and what the tokens before it weigh.
+fn before(k: &mut KernelBuilder, of: &Token, blocks: usize) -> [Val; 2] {
+    let none = [0.0; 2].map(|c| k.full(c, &[]));
+    let [zero, groups] = [0, rows(blocks)].map(|i| k.index(i as i64));
+    let sums = k.pipeline(zero, groups, 1, &none, |k, group, sums| {
+        let first = k.scale(group, COLUMNS);
+        let largest = k.load(of.block_max, &[of.row, first], &[COLUMNS]);
+        let largest = k.reduce(ReduceOp::Max, largest, 0);
+        // Zeros past the last block only make it look at those before.
+        where_at_least(k, of.logit, largest, sums, |k, sums| {
+            let end = k.offset(first, COLUMNS as i64);
+            let blocks = k.index(blocks as i64);
+            let end = k.min(end, blocks);
+            k.pipeline(first, end, 1, sums, |k, block, sums| {
+                let largest = k.load(of.block_max, &[of.row, block], &[]);
+                where_at_least(k, of.logit, largest, sums, |k, sums| before_in(k, of, block, sums))
+            })
+        })
+    });
+    [sums[0], sums[1]]
+}
+
+/// What `body` makes of `state` where `largest` is at least `logit`; else `state`.
+fn where_at_least(
+    k: &mut KernelBuilder,
+    logit: Val,
+    largest: Val,
+    state: &[Val],
+    body: impl FnOnce(&mut KernelBuilder, &[Val]) -> Vec<Val>,
+) -> Vec<Val> {
+    let [none, one] = [0.0, 1.0].map(|c| k.full(c, &[]));
+    let times = k.select(Cmp::Le, logit, largest, one, none);
+    let times = k.to_index(times);
+    let zero = k.index(0);
+    k.pipeline(zero, times, 1, state, |k, _, state| body(k, state))
+}
+
+/// The sums with what a block adds to them.
+fn before_in(k: &mut KernelBuilder, of: &Token, block: Val, sums: &[Val]) -> Vec<Val> {
+    let start = k.scale(block, BLOCK);
+    let x = k.load(of.logits, &[of.row, start], &[BLOCK]);
+    let [one, none] = [1.0, 0.0].map(|c| k.full(c, &[BLOCK]));
+    let logit = k.broadcast(of.logit, 0, BLOCK, Layout::Reg);
+    let id = k.iota(start, 1, BLOCK);
+    let larger = k.select(Cmp::Lt, logit, x, one, none);
+    let token = k.iota(of.id, BLOCK, BLOCK); // the same number everywhere
+    let first = k.select(Cmp::Lt, id, token, one, none);
+    let equal = k.select(Cmp::Eq, logit, x, first, none);
+    let precedes = k.map(Add, &[larger, equal]);
+    let end = k.index(of.vocab as i64);
+    let end = k.iota(end, BLOCK, BLOCK);
+    let [larger, precedes] = [larger, precedes].map(|v| k.select(Cmp::Lt, id, end, v, none));
+    let weights = weigh(k, &of.scale, x);
+    let weights = k.map(Mul, &[weights, precedes]);
+    let added = [larger, weights].map(|v| k.reduce(ReduceOp::Sum, v, 0));
+    (0..2).map(|i| k.map(Add, &[sums[i], added[i]])).collect()
 }
 
 fn scale(k: &mut KernelBuilder, row: Val, max: TensorRef, temperature: TensorRef) -> Scale {

@@ -20,7 +20,7 @@ pub mod quantize_rows;
 pub mod rms_norm;
 pub mod rope_kv_write;
 
-pub use draw::{Draw, draw};
+pub use draw::{Draw, draw, rank};
 pub use embed::{Embed, embed};
 pub use gemm::{Gemm, Quantized, gemm};
 pub use kv_cache::{KvCache, KvLayout};
@@ -56,6 +56,8 @@ pub enum Spec {
     LogitStats(LogitStats),
     /// `Call::Draw`.
     Draw(Draw),
+    /// `Call::Rank`.
+    Rank(Draw),
 }
 
 impl Spec {
@@ -71,6 +73,7 @@ impl Spec {
             Spec::JoinParts(s) => join_parts(name, s),
             Spec::LogitStats(s) => logit_stats(name, s),
             Spec::Draw(s) => draw(name, s),
+            Spec::Rank(s) => rank(name, s),
         }
     }
 }

@@ -146,7 +146,7 @@ impl Selection<'_> {
         let strided = match call {
             Call::Gemm { .. } | Call::RmsNorm { .. } | Call::QuantizeRows(_) => 1,
             Call::RopeKvWrite { .. } => 3,
-            Call::Embed { .. } | Call::PagedAttention(_) | Call::LogitStats | Call::Draw => 0,
+            Call::Embed { .. } | Call::PagedAttention(_) | Call::LogitStats | Call::Draw | Call::Rank => 0,
         };
         if i >= strided && self.row(operand).is_some() {
             let name = &self.graph.result(operand).name;
@@ -244,9 +244,12 @@ impl Selection<'_> {
 
     fn finish(mut self) -> Result<Program, Diagnostic> {
         let outputs: Vec<usize> = self.graph.outputs.iter().filter_map(|v| self.output(*v)).collect();
-        self.program.outputs = <[usize; 6]>::try_from(outputs).map_err(|found| {
-            let message =
-                format!("graph @{} yields {} of logits, their 4 statistics and draws", self.graph.name, found.len());
+        self.program.outputs = <[usize; 7]>::try_from(outputs).map_err(|found| {
+            let message = format!(
+                "graph @{} yields {} of logits, their 4 statistics, draws and ranks",
+                self.graph.name,
+                found.len()
+            );
             Diagnostic::new(message, None)
         })?;
         Ok(self.program)

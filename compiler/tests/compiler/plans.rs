@@ -149,6 +149,7 @@ fn graph_input(input: Step) -> Input {
         Step::LogitsIndices => Input::LogitsIndices,
         Step::Temperature => Input::Temperature,
         Step::Uniform => Input::Uniform,
+        Step::Ranked => Input::Ranked,
         Step::TileSeq => Input::TileSeq,
         Step::TileStart => Input::TileStart,
     }

@@ -1,8 +1,12 @@
-//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`.
+//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`, `rank`.
 
 use crate::{Numbers, Run, Symbols, assert_close, tolerance};
-use rvllm_ir::{DType, graph::op::DRAWS, tile::MemLayout};
-use rvllm_kernels::{Draw, Embed, LogitStats, RmsNorm, draw, embed, logit_stats, rms_norm};
+use rvllm_ir::{
+    DType,
+    graph::op::{DRAWS, RANK},
+    tile::MemLayout,
+};
+use rvllm_kernels::{Draw, Embed, LogitStats, RmsNorm, draw, embed, logit_stats, rank, rms_norm};
 
 #[test]
 fn embed_copies_rows() {
@@ -177,6 +181,45 @@ fn draws_at_the_edges_are_tokens() {
             let found = drawn(vocab, &logits, &[1e-30; 4], &uniform.repeat(4));
             assert!(found[..DRAWS].iter().all(|id| *id == expected), "{found:?} of {vocab}");
             assert!(found.iter().all(|id| *id < vocab), "{found:?} of {vocab}");
+        }
+    }
+}
+
+#[test]
+fn ranks_are_those_of_a_plain_count() {
+    for vocab in [1, 5, 256, 600, 5000, 9000] {
+        let (temperatures, ranked) = ([1.0, 0.1, 0.7, 2.0, 1.0], [4, 4, 2, 1, 0]);
+        let l = ranked.len();
+        let mut numbers = Numbers(7);
+        // Of few values, so that many are equal.
+        let mut logits: Vec<f32> =
+            numbers.take(l * vocab, DType::F32).iter().map(|x| (x * 12.0).round() / 2.0).collect();
+        if vocab > 1 {
+            logits[vocab + vocab / 2] = f32::NEG_INFINITY;
+        }
+        let draws: Vec<f32> = (0..l * DRAWS).map(|i| (i * 7919 % vocab) as f32).collect();
+        let stats = logit_stats("stats", &LogitStats { vocab, runs: 1, parts: 1 });
+        let mut stats = Run::new(stats, Symbols { l, ..Symbols::default() });
+        stats.set("logits", &logits).set("temperature", &temperatures).go();
+        let mut run = Run::new(rank("rank", &Draw { vocab }), Symbols { l, ..Symbols::default() });
+        for name in ["max", "block_max", "block_sum"] {
+            run.set(name, stats.get(name));
+        }
+        run.set("logits", &logits)
+            .set("temperature", &temperatures)
+            .set("draws", &draws)
+            .set_i32("ranked", &ranked)
+            .go();
+        for (i, found) in run.get("ranks").chunks(RANK).enumerate() {
+            let (row, id) = (&logits[i / DRAWS * vocab..][..vocab], draws[i] as usize);
+            let weights = weights(row, temperatures[i / DRAWS]);
+            let precedes = |j: &usize| row[*j] > row[id] || row[*j] == row[id] && *j < id;
+            let before = (0..vocab).filter(precedes).map(|j| weights[j]).sum::<f64>();
+            let larger = row.iter().filter(|l| **l > row[id]).count();
+            let expected = [row[id], larger as f32, before as f32, weights.iter().sum::<f64>() as f32];
+            let expected = if i % DRAWS < ranked[i / DRAWS] as usize { expected } else { [0.0; RANK] };
+            assert_eq!(found[..2], expected[..2], "token {id} of {vocab}");
+            assert_close(&found[2..], &expected[2..], 1e-5);
         }
     }
 }

@@ -256,6 +256,8 @@ pub enum Input {
     Temperature,
     /// `[L, 2 * DRAWS]`, f32: random numbers in [0, 1), two for each of the tokens drawn from a row.
     Uniform,
+    /// `[L]`: how many of the tokens drawn from a row are ranked.
+    Ranked,
     /// `[Q]`: sequence of each query tile.
     TileSeq,
     /// `[Q]`: first token (index in the step) of each query tile.
@@ -278,7 +280,13 @@ pub struct Outputs {
     pub block_sum: u32,
     /// `[L, DRAWS]`: tokens drawn from each row at its temperature.
     pub draws: u32,
+    /// `[L, RANK * DRAWS]`: of each drawn token that is ranked its logit, how many logits are larger, what the tokens before it
+    /// weigh, and what all weigh, at the row's temperature and where the most likely token weighs 1; of others zeros.
+    pub ranks: u32,
 }
+
+/// Numbers of a token that is ranked.
+pub const RANK: usize = 4;
 
 /// Tokens drawn from each row of logits.
 pub const DRAWS: usize = 4;

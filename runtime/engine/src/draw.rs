@@ -14,10 +14,10 @@ use crate::{
     forward::Row,
     params::SamplingParams,
     random,
-    row::TokenLogit,
+    row::{TokenLogit, TokenRank},
     softmax::{self, Line, Scale, at},
 };
-use rvllm_artifact::plan::DRAWS;
+use rvllm_artifact::plan::{DRAWS, RANK};
 
 /// A temperature at which the most likely token is drawn, and of equals, by numbers of 0, the first.
 pub(crate) const NEXT_TO_NONE: f32 = 1e-30;
@@ -55,6 +55,19 @@ fn pair(u: f64, draw: usize) -> [f32; 2] {
     [word >> 40, word & 0xff_ffff].map(|bits| bits as f32 / (1 << 24) as f32)
 }
 
+/// What kernels find of tokens drawn from a row.
+pub fn rank(row: &Row<'_>, temperature: f32, draws: &[f32; DRAWS]) -> [f32; RANK * DRAWS] {
+    let params = SamplingParams { temperature, ..SamplingParams::default() };
+    let (weights, mut lines) = (Weights::new(row, &params), Lines::default());
+    let total = weights.runs(&mut lines).total() as f32;
+    let ranks = draws.map(|id| {
+        let logit = row.logits[id as usize];
+        let (larger, before) = weights.before(TokenLogit { id: id as u32, logit });
+        [logit, larger as f32, before as f32, total]
+    });
+    std::array::from_fn(|i| ranks[i / RANK][i % RANK])
+}
+
 /// What kernels draw from a row at a temperature: the same tokens, but where rounding decides.
 pub fn draw(row: &Row<'_>, temperature: f32, numbers: &Numbers) -> [f32; DRAWS] {
     let params = SamplingParams { temperature, ..SamplingParams::default() };
@@ -80,24 +93,42 @@ impl<'a> Weights<'a> {
     /// A token of those that min_p, top_k and top_p leave, by the random number `u`.
     pub(crate) fn choose(&self, lines: &mut Lines, u: f64) -> u32 {
         lines.laid = false;
-        if let Some(id) = self.row.drawn(0).filter(|_| self.leaves_everything()) {
-            return id;
-        }
-        let mut undecided = None;
-        for draw in 0..DRAWS {
-            let Some(token) = self.drawn(lines, u, draw) else { return self.row.argmax() };
-            match self.keeps(token, lines) {
-                Some(true) => return token.id,
-                Some(false) => {}
-                None => {
-                    undecided = Some(token.id);
-                    break;
-                }
-            }
-        }
+        let undecided = match self.first_kept(lines, u) {
+            Ok(id) => return id,
+            Err(undecided) => undecided,
+        };
         let kept = self.candidates(self.runs(lines).total());
         let drawn = undecided.filter(|id| kept.iter().any(|(kept, _)| kept == id));
         drawn.or_else(|| choose_of(&kept, again(u, 0))).unwrap_or_else(|| self.row.argmax())
+    }
+
+    /// Whether what is known of the tokens that were drawn tells the choice, without the row.
+    pub(crate) fn is_decided(&self) -> bool {
+        let known =
+            self.leaves_everything() && !self.row.draws.is_empty() || self.row.rank_of_drawn(DRAWS - 1).is_some();
+        known && self.first_kept(&mut Lines::default(), 0.0).is_ok()
+    }
+
+    /// The first token drawn of all that is left; else one of which that takes to know all those that are, if there is one.
+    fn first_kept(&self, lines: &mut Lines, u: f64) -> Result<u32, Option<u32>> {
+        if let Some(id) = self.row.drawn(0).filter(|_| self.leaves_everything()) {
+            return Ok(id);
+        }
+        for draw in 0..DRAWS {
+            let kept = match (self.row.drawn(draw), self.row.rank_of_drawn(draw)) {
+                (Some(id), Some(rank)) => (id, self.keeps_ranked(&rank)),
+                _ => match self.drawn(lines, u, draw) {
+                    Some(token) => (token.id, self.keeps(token, lines)),
+                    None => return Ok(self.row.argmax()),
+                },
+            };
+            match kept {
+                (id, Some(true)) => return Ok(id),
+                (_, Some(false)) => {}
+                (id, None) => return Err(Some(id)),
+            }
+        }
+        Err(None)
     }
 
     /// A token of all, each taken with the probability that `accepts` gives of it, where few draws find one; else the number
@@ -147,31 +178,53 @@ impl<'a> Weights<'a> {
 
     /// Whether a token is of those that are left; `None` where that takes to know them all.
     fn keeps(&self, token: TokenLogit, lines: &mut Lines) -> Option<bool> {
-        let SamplingParams { min_p, top_k, .. } = *self.params;
-        if self.of(token.logit) < f64::from(min_p) {
+        if self.of(token.logit) < f64::from(self.params.min_p) {
             return Some(false);
         }
-        if top_k == 0 && self.params.top_p >= 1.0 {
+        if self.params.top_k == 0 && self.params.top_p >= 1.0 {
             return Some(true);
         }
-        let most = if top_k == 0 { u32::MAX } else { top_k.unsigned_abs() };
-        if top_k != 0 && self.has_runs_above(token.logit, most) {
+        let most = self.most();
+        if self.params.top_k != 0 && self.has_runs_above(token.logit, most) {
             return Some(false);
         }
         let runs = self.runs(lines);
-        // Without top_p the rounding of sums leaves none out.
-        let target = if self.params.top_p < 1.0 { self.top_p() * runs.total() } else { f64::INFINITY };
-        let all = self.leaves_all();
-        if all && self.most_before(token.logit, runs) < target {
+        let total = runs.total();
+        if self.leaves_all() && self.most_before(token.logit, runs) < self.target(total) {
             return Some(true);
         }
-        let (count, before) = self.before(token);
+        let (larger, before) = self.before(token);
+        self.keeps_ranked(&TokenRank { logit: token.logit, larger, before, total })
+    }
+
+    /// The same of a token of which it is known where it stands.
+    fn keeps_ranked(&self, token: &TokenRank) -> Option<bool> {
+        let (weight, before) = (self.of(token.logit), token.before);
+        let enough = |least: f64| before < self.top_p() * least;
         match () {
-            () if count >= most || before >= target => Some(false),
-            () if all || self.params.top_p >= 1.0 => Some(true),
-            () if before < self.top_p() * (before + self.of(token.logit)).max(self.least()) => Some(true),
+            () if weight < f64::from(self.params.min_p) || token.larger >= self.most() => Some(false),
+            () if before >= self.target(token.total) => Some(false),
+            () if self.leaves_all() || self.params.top_p >= 1.0 => Some(true),
+            () if enough(before + weight) || enough(self.least_drawn()) || enough(self.least()) => Some(true),
             () => None,
         }
+    }
+
+    /// How many of the most likely tokens top_k leaves.
+    fn most(&self) -> u32 {
+        if self.params.top_k == 0 { u32::MAX } else { self.params.top_k.unsigned_abs() }
+    }
+
+    /// What tokens before one that top_p leaves weigh less than. Without top_p the rounding of sums leaves none out.
+    fn target(&self, total: f64) -> f64 {
+        if self.params.top_p < 1.0 { self.top_p() * total } else { f64::INFINITY }
+    }
+
+    /// What the tokens that min_p and top_k leave weigh at least: as much as one of them that was drawn and those before it.
+    fn least_drawn(&self) -> f64 {
+        let left = |t: &TokenRank| t.larger < self.most() && self.of(t.logit) >= f64::from(self.params.min_p);
+        let ranks = (0..DRAWS).filter_map(|draw| self.row.rank_of_drawn(draw)).filter(left);
+        ranks.map(|t| t.before + self.of(t.logit)).fold(0.0, f64::max)
     }
 
     /// What the tokens that min_p and top_k leave weigh at least: as much as the largest of as many runs.
@@ -383,9 +436,20 @@ pub(crate) mod tests {
             for i in 0..50 {
                 let u = random::uniform(seed, 1, i);
                 let draws = draw(&row, temperature, &numbers(u));
-                let drawn = Row { draws: &draws, ..row };
+                let ranks = rank(&row, temperature, &draws);
                 let here = Weights::new(&row, &p).choose(&mut lines, u);
+                let drawn = Row { draws: &draws, ..row };
                 prop_assert_eq!(Weights::new(&drawn, &p).choose(&mut lines, u), here);
+                let ranked = Row { ranks: &ranks, ..drawn };
+                let weights = Weights::new(&ranked, &p);
+                let near = |r: TokenRank| (r.before - weights.target(r.total)).abs() < 1e-5 * r.total;
+                let edge = (0..DRAWS).filter_map(|i| ranked.rank_of_drawn(i)).any(near);
+                prop_assert!(weights.choose(&mut lines, u) == here || edge);
+                // What is decided by ranks alone is what the row says.
+                let blind = vec![f32::NAN; logits.len()];
+                let unseen = Row { logits: &blind, ..ranked };
+                let weights = Weights::new(&unseen, &p);
+                prop_assert!(!weights.is_decided() || weights.choose(&mut lines, u) == here || edge);
             }
         }
 

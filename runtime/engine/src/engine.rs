@@ -14,9 +14,8 @@ pub use score::{Scored, Scoring};
 use crate::{
     admission::{capacity, check_fits, check_prompt, truncate},
     beam::Turn,
-    draw::Numbers,
     error::EngineError,
-    forward::{Forward, Limits, Reads, Row},
+    forward::{Forward, Limits, Logits, Reads, Row},
     grammar::{
         Grammar, GrammarCompiler,
         workers::{MaskWorkers, share_out},
@@ -231,11 +230,10 @@ impl Engine {
         }
         let uses = self.queue.row_uses();
         self.step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
-        let Step { temperature, uniform, .. } = &mut self.step;
-        for ((temperature, uniform), row_use) in temperature.iter_mut().zip(uniform.as_chunks_mut().0).zip(&uses) {
-            self.queue.draw(row_use, temperature, uniform);
-        }
+        self.queue.draw(&uses, &mut self.step);
         let logits = self.forward.forward(&self.step)?;
+        let needed = self.queue.needed(&uses, &self.step, &logits);
+        let logits = if needed.is_empty() { logits } else { self.forward.bring(&self.step, &needed)? };
         self.queue.scheduler.advance();
         for (i, row_use) in uses.iter().enumerate() {
             self.queue.take_row(row_use, &logits.row(i))?;
@@ -459,11 +457,25 @@ impl Queue {
         request.map_or(Reads::All, Request::reads)
     }
 
-    /// How tokens are drawn from a row: at which temperature, and by which numbers.
-    fn draw(&self, row_use: &RowUse, temperature: &mut f32, uniform: &mut Numbers) {
-        if let Some(request) = self.requests.get(&row_use.request_id).filter(|_| row_use.samples) {
-            request.draw(row_use.key.index, temperature, uniform);
+    /// How tokens are drawn from each row.
+    fn draw(&self, uses: &[RowUse], step: &mut Step) {
+        let Step { temperature, uniform, ranked, .. } = step;
+        let rows = temperature.iter_mut().zip(uniform.as_chunks_mut().0).zip(ranked);
+        for (((temperature, uniform), ranked), row_use) in rows.zip(uses) {
+            if let Some(request) = self.requests.get(&row_use.request_id).filter(|_| row_use.samples) {
+                request.draw(row_use.key.index, temperature, uniform, ranked);
+            }
         }
+    }
+
+    /// The rows of which ranks do not tell what is chosen.
+    fn needed(&self, uses: &[RowUse], step: &Step, logits: &Logits<'_>) -> Vec<usize> {
+        let ranked = uses.iter().enumerate().filter(|(i, _)| step.reads[*i] == Reads::Ranks);
+        let undecided = |(i, row_use): &(usize, &RowUse)| {
+            let request = self.requests.get(&row_use.request_id);
+            request.is_some_and(|request| request.needs_all(row_use.key.index, &logits.row(*i)))
+        };
+        ranked.filter(undecided).map(|(i, _)| i).collect()
     }
 
     fn take_row(&mut self, row_use: &RowUse, row: &Row<'_>) -> Result<(), EngineError> {
@@ -482,7 +494,7 @@ impl Queue {
         let indices = request.start_answers(key.index);
         indices.clone().filter(|i| *i != key.index).for_each(|i| self.scheduler.fork(key, i));
         // What was drawn is for one sequence: those that begin together draw by their own numbers.
-        let row = if indices.len() == 1 { *row } else { Row { draws: &[], ..*row } };
+        let row = if indices.len() == 1 { *row } else { Row { draws: &[], ranks: &[], ..*row } };
         indices.into_iter().for_each(|index| self.extend(request_id, index, &row));
         Ok(())
     }

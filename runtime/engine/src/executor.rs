@@ -12,7 +12,7 @@ use crate::{
     step::Step,
     team::Team,
 };
-use rvllm_artifact::plan::{self, DRAWS, Plan, Sym, Variant};
+use rvllm_artifact::plan::{self, DRAWS, Plan, RANK, Sym, Variant};
 use std::sync::Arc;
 
 /// The values of the symbols in a step: T, R, L, Q, M, P.
@@ -173,6 +173,22 @@ impl<D: Device> Forward for Executor<D> {
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
         let launches = self.launches(step)?;
         self.device.run(step, launches)?;
+        self.logits(step)
+    }
+
+    fn bring(&mut self, step: &Step, rows: &[usize]) -> Result<Logits<'_>, DeviceError> {
+        self.device.bring(rows)?;
+        self.logits(step)
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {
+        self.device.copy_block(from, to)
+    }
+}
+
+impl<D: Device> Executor<D> {
+    /// What the last step left.
+    fn logits(&self, step: &Step) -> Result<Logits<'_>, DeviceError> {
         let (rows, vocab_size) = (step.logits_indices.len(), self.limits.vocab_size as usize);
         let (outputs, blocks) = (&self.plan.outputs, rows * vocab_size.div_ceil(LOGITS_BLOCK));
         Ok(Logits {
@@ -183,11 +199,8 @@ impl<D: Device> Forward for Executor<D> {
             block_max: self.device.read(outputs.block_max, blocks)?,
             block_sum: self.device.read(outputs.block_sum, blocks)?,
             draws: self.device.read(outputs.draws, rows * DRAWS)?,
+            ranks: self.device.read(outputs.ranks, rows * RANK * DRAWS)?,
         })
-    }
-
-    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {
-        self.device.copy_block(from, to)
     }
 }
 
@@ -262,6 +275,7 @@ mod tests {
             logits_indices: vec![4],
             temperature: vec![1.0],
             uniform: vec![0.0; 2 * DRAWS],
+            ranked: vec![0],
             tile_seq: vec![0, 0],
             max_blocks: 2,
             ..Step::default()
@@ -290,7 +304,7 @@ mod tests {
                     variant(None, 0, vec![Expr::Const(3), product]),
                 ],
             }],
-            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0 },
+            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0, ranks: 0 },
         }
     }
 

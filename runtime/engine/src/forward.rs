@@ -1,7 +1,7 @@
 //! What the engine asks of a model: logits for a step. Behind a trait, so that scheduling is tested without a device.
 
 use crate::{block_pool::BlockId, device::DeviceError, step::Step, team::Team};
-use rvllm_artifact::plan::DRAWS;
+use rvllm_artifact::plan::{DRAWS, RANK};
 
 /// Logits that one entry of [`Logits::block_max`] and [`Logits::block_sum`] covers.
 pub const LOGITS_BLOCK: usize = 256;
@@ -35,6 +35,8 @@ pub enum Reads {
     All,
     /// The tokens drawn from it, and the statistics of the whole row: [`Logits::max`], [`Logits::logsumexp`].
     Draws,
+    /// Besides those the tokens' ranks, and the largest logit of each run; rarely all of it.
+    Ranks,
 }
 
 /// Rows of logits with statistics that spare passes over them.
@@ -56,6 +58,9 @@ pub struct Logits<'a> {
     /// `[L, DRAWS]`: tokens drawn from each row at the step's temperature of the row, by its random numbers of the step;
     /// or empty where none are.
     pub draws: &'a [f32],
+    /// `[L, RANK * DRAWS]`: of each drawn token its logit, how many logits are larger, what the tokens before it weigh, and what
+    /// all weigh; zeros where it was not ranked. Or empty.
+    pub ranks: &'a [f32],
 }
 
 /// One row of logits.
@@ -73,6 +78,8 @@ pub struct Row<'a> {
     pub block_sum: &'a [f32],
     /// `[DRAWS]`: tokens drawn from it, or empty.
     pub draws: &'a [f32],
+    /// `[RANK * DRAWS]`: their ranks, or empty.
+    pub ranks: &'a [f32],
 }
 
 impl<'a> Logits<'a> {
@@ -86,6 +93,7 @@ impl<'a> Logits<'a> {
             block_max: &self.block_max[i * blocks..][..blocks],
             block_sum: &self.block_sum[i * blocks..][..blocks],
             draws: self.draws.get(i * DRAWS..(i + 1) * DRAWS).unwrap_or_default(),
+            ranks: self.ranks.get(i * RANK * DRAWS..(i + 1) * RANK * DRAWS).unwrap_or_default(),
         }
     }
 }
@@ -107,6 +115,15 @@ pub trait Forward: Send {
     /// # Errors
     /// The device failed.
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError>;
+
+    /// The rows of the step that was computed last, with all of those of which less was said to be read. Where rows are always
+    /// whole, nobody asks.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn bring(&mut self, step: &Step, _rows: &[usize]) -> Result<Logits<'_>, DeviceError> {
+        self.forward(step)
+    }
 
     /// Copies the KV of a block, in all layers.
     ///

@@ -16,6 +16,7 @@ use crate::{
     sequence::{Sequence, SequenceKey},
     text::Text,
 };
+use rvllm_artifact::plan::DRAWS;
 use std::{ops::Range, sync::Arc, time::Instant};
 
 /// The stop reason of an answer that repeats itself, in vLLM's words.
@@ -195,14 +196,24 @@ impl Request {
         let params = &self.rules.sampling.params;
         let reports = params.logprobs.is_some() || params.prompt_logprobs.is_some();
         let begins = params.n > 1 && self.metrics.first_token.is_none();
-        let reads_all = |a: &Answer| a.sampler.reads() == Reads::All;
-        let all = reports || begins || self.searches() || self.answers.iter().any(reads_all);
-        if all { Reads::All } else { Reads::Draws }
+        let of_answers = || self.answers.iter().map(|a| a.sampler.reads());
+        match () {
+            () if reports || begins || self.searches() || of_answers().any(|r| r == Reads::All) => Reads::All,
+            () if of_answers().any(|r| r == Reads::Ranks) => Reads::Ranks,
+            () => Reads::Draws,
+        }
     }
 
-    /// How tokens of answer `index` are drawn: at which temperature, and by which numbers. Unchanged where none are.
-    pub(crate) fn draw(&self, index: u32, temperature: &mut f32, uniform: &mut Numbers) {
+    /// Whether answer `index` needs all of a row of which it was said that it reads ranks.
+    pub(crate) fn needs_all(&self, index: u32, row: &Row<'_>) -> bool {
+        self.answers.get(index as usize).is_none_or(|a| a.sampler.needs_all(row))
+    }
+
+    /// How tokens of answer `index` are drawn: at which temperature, by which numbers, and how many are ranked. Unchanged where
+    /// none are.
+    pub(crate) fn draw(&self, index: u32, temperature: &mut f32, uniform: &mut Numbers, ranked: &mut i32) {
         if let Some(answer) = self.answers.get(index as usize) {
+            *ranked = if answer.sampler.reads() == Reads::Ranks { DRAWS as i32 } else { 0 };
             *temperature = self.rules.sampling.params.drawn_at().unwrap_or(NEXT_TO_NONE);
             *uniform = answer.sampler.numbers();
         }

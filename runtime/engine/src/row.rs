@@ -9,6 +9,7 @@ use crate::{
     forward::{LOGITS_BLOCK, Row},
     softmax::{self, largest},
 };
+use rvllm_artifact::plan::RANK;
 use std::cmp::Ordering;
 
 /// So few of the largest maxima are kept in order while the others are looked at.
@@ -23,6 +24,19 @@ pub struct TokenLogit {
     pub id: u32,
     /// Its logit.
     pub logit: f32,
+}
+
+/// Where a token stands in a row of which the most likely one weighs 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenRank {
+    /// Its logit.
+    pub logit: f32,
+    /// How many logits are larger.
+    pub larger: u32,
+    /// What the tokens before it weigh: the likelier ones, and of equal ones those with smaller ids.
+    pub before: f64,
+    /// What all weigh.
+    pub total: f64,
 }
 
 impl TokenLogit {
@@ -64,12 +78,18 @@ impl<'a> Row<'a> {
         blocks.clear();
         blocks.push(logits, temperature);
         let Blocks { max, sum } = blocks;
-        Row { logits, max: largest(max), logsumexp: f32::NAN, block_max: max, block_sum: sum, draws: &[] }
+        Row { logits, max: largest(max), logsumexp: f32::NAN, block_max: max, block_sum: sum, draws: &[], ranks: &[] }
     }
 
     /// Token number `i` of those drawn where the row was computed.
     pub fn drawn(&self, i: usize) -> Option<u32> {
         self.draws.get(i).map(|id| (*id as u32).min(self.logits.len().saturating_sub(1) as u32))
+    }
+
+    /// Where token number `i` of those drawn stands, where it was ranked.
+    pub fn rank_of_drawn(&self, i: usize) -> Option<TokenRank> {
+        let [logit, larger, before, total] = *self.ranks.as_chunks::<RANK>().0.get(i)?;
+        (total > 0.0).then_some(TokenRank { logit, larger: larger as u32, before: before.into(), total: total.into() })
     }
 
     /// The most likely token; of equal ones the smallest id.

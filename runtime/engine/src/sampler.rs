@@ -217,8 +217,16 @@ impl Sampler {
         let SamplingRules { params, seed: _, bad_words: _, end_tokens: _, prompt_tokens: _, grammar, thinking: _ } =
             &*self.rules;
         let leaves_all = params.min_p == 0.0 && params.top_k == 0 && params.top_p >= 1.0;
-        let plain = grammar.is_none() && !self.changes_logits() && (params.is_greedy() || leaves_all);
-        if plain { Reads::Draws } else { Reads::All }
+        match () {
+            () if grammar.is_some() || self.changes_logits() => Reads::All,
+            () if params.is_greedy() || leaves_all => Reads::Draws,
+            () => Reads::Ranks,
+        }
+    }
+
+    /// Whether [`Sampler::sample`] needs all of a row of which it was said that it reads ranks.
+    pub fn needs_all(&self, row: &Row<'_>) -> bool {
+        !Weights::new(row, self.params()).is_decided()
     }
 
     fn params(&self) -> &SamplingParams {

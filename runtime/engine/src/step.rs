@@ -29,6 +29,8 @@ pub struct Step {
     pub temperature: Vec<f32>,
     /// `[L, 2 * DRAWS]`: random numbers in [0, 1), two for each of the tokens drawn from a row; 0 where none is.
     pub uniform: Vec<f32>,
+    /// `[L]`: how many of the tokens drawn from a row are ranked.
+    pub ranked: Vec<i32>,
     /// `[Q]`: sequence of each query tile, those that see most tokens first.
     pub tile_seq: Vec<i32>,
     /// `[Q]`: first token (index in the step) of each query tile.
@@ -70,6 +72,7 @@ impl Step {
             Input::LogitsIndices => &self.logits_indices,
             Input::Temperature => bytemuck::cast_slice(&self.temperature),
             Input::Uniform => bytemuck::cast_slice(&self.uniform),
+            Input::Ranked => &self.ranked,
             Input::TileSeq => &self.tile_seq,
             Input::TileStart => &self.tile_start,
         }
@@ -89,6 +92,7 @@ impl Step {
         self.reads.clear();
         self.temperature.clear();
         self.uniform.clear();
+        self.ranked.clear();
         let Step { token_ids, positions, slot_mapping, query_start_loc, seq_lens, .. } = self;
         [token_ids, positions, slot_mapping, query_start_loc, seq_lens].into_iter().for_each(Vec::clear);
         let Step { block_table, logits_indices, tile_seq, tile_start, .. } = self;
@@ -131,6 +135,7 @@ impl Step {
         self.logits_indices.extend(rows.map(|p| (first + p - sequence.num_computed_tokens) as i32));
         self.temperature.resize(self.logits_indices.len(), 1.0);
         self.uniform.resize(2 * DRAWS * self.logits_indices.len(), 0.0);
+        self.ranked.resize(self.logits_indices.len(), 0);
     }
 
     fn push_tokens(&mut self, sequence: &Sequence, block_size: usize) {
@@ -182,6 +187,7 @@ mod tests {
             reads: vec![],
             temperature: vec![1.0],
             uniform: vec![0.0; 2 * DRAWS],
+            ranked: vec![0],
             tile_seq: vec![1, 1, 0, 1],
             tile_start: vec![5, 3, 0, 1],
             max_blocks: 2,

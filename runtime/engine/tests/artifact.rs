@@ -6,7 +6,7 @@ use rvllm_artifact::{
     Artifact, Writer,
     gpu::{Code, CodeFormat, GpuKernel},
     manifest::{KvCache, Manifest, Model, NVPTX, Target, Weights},
-    plan::{Arg, Buffer, DRAWS, DType, Expr, Input, Kernel, Launch, Outputs, Plan, Sym, Variant, Weight},
+    plan::{Arg, Buffer, DRAWS, DType, Expr, Input, Kernel, Launch, Outputs, Plan, RANK, Sym, Variant, Weight},
     recipe::Recipe,
 };
 use rvllm_engine::{DeviceChoice, Engine, EngineOptions, FinishReason, SamplingParams, device::cuda};
@@ -68,6 +68,7 @@ fn plan(symbols: [&str; 3]) -> Plan {
             buffer("block_max", 12416, MAX_LOGITS * 8, 2),
             buffer("block_sum", 12544, MAX_LOGITS * 8, 2),
             buffer("draws", 12608, MAX_LOGITS * 4 * DRAWS as u64, 2),
+            buffer("ranks", 12736, MAX_LOGITS * 4 * (RANK * DRAWS) as u64, 2),
         ],
         weights: vec![Weight {
             name: "bias".into(),
@@ -81,7 +82,7 @@ fn plan(symbols: [&str; 3]) -> Plan {
             launch("logits", head, 1, Sym::L),
             launch("stats", stats, 2, Sym::L),
         ],
-        outputs: Outputs { logits: 0, max: 1, logsumexp: 2, block_max: 3, block_sum: 4, draws: 5 },
+        outputs: Outputs { logits: 0, max: 1, logsumexp: 2, block_max: 3, block_sum: 4, draws: 5, ranks: 6 },
     }
 }
 

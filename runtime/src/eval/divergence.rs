@@ -41,8 +41,15 @@ mod tests {
     #[test]
     fn it_is_that_of_the_definition() {
         let (p, q) = (held(&[1.0, 2.0, 0.5]), held(&[1.5, 0.0, 1.5]));
-        let row =
-            Row { logits: &q.logits, max: 1.5, logsumexp: q.logsumexp, block_max: &[1.5], block_sum: &[], draws: &[] };
+        let row = Row {
+            logits: &q.logits,
+            max: 1.5,
+            logsumexp: q.logsumexp,
+            block_max: &[1.5],
+            block_sum: &[],
+            draws: &[],
+            ranks: &[],
+        };
         let prob = |h: &Held| h.logits.iter().map(|l| f64::from(l - h.logsumexp).exp()).collect::<Vec<_>>();
         let expected: f64 = prob(&p).iter().zip(prob(&q)).map(|(p, q)| p * (p / q).ln()).sum();
         let found = Divergence::of(&p, &row);

@@ -1,4 +1,4 @@
-//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`, `rope_kv_write`.
+//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`, `rank`, `rope_kv_write`.
 
 use super::{Case, activations, kv_layout, panel, tolerance};
 use crate::launch::{Launch, Numbers, Symbols};
@@ -170,6 +170,25 @@ pub fn draw() -> Vec<Case> {
         launch = launch.set("block_sum", (0..rows).flat_map(|_| (0..blocks).map(sum)).collect());
         launch = launch.set("temperature", vec![1.0, 1.0, 1.0, 1e-30]).set("uniform", uniform.collect());
         launches.push(Case::new(launch, 1e-6));
+    }
+    launches
+}
+
+/// Tokens of ordinary rows, some of which are ranked.
+pub fn rank() -> Vec<Case> {
+    let mut launches = vec![];
+    for vocab in [5usize, 256, 700, 5000, 40_000] {
+        let rows = 4;
+        let kernel = rvllm_kernels::rank(&format!("rank_{vocab}"), &Draw { vocab });
+        let launch = Launch::new(kernel, Symbols { l: rows, ..Symbols::default() }, 3);
+        let logits: Vec<f32> = launch.args[0].numbers().iter().map(|x| (x * 24.0).round() / 4.0 - 2.0).collect();
+        let largest = |x: &[f32]| x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let max: Vec<f32> = logits.chunks(vocab).map(largest).collect();
+        let block_max = logits.chunks(vocab).flat_map(|row| row.chunks(256).map(largest)).collect();
+        let draws = (0..rows * DRAWS).map(|i| (i * 7919 % vocab) as f32).collect();
+        let launch = launch.set("max", max).set("block_max", block_max).set("logits", logits).set("draws", draws);
+        let launch = launch.set("temperature", vec![1.0, 0.3, 0.7, 2.0]).set_i32("ranked", &[4, 3, 0, 4]);
+        launches.push(Case::new(launch, 1e-5));
     }
     launches
 }

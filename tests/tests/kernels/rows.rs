@@ -1,4 +1,4 @@
-//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`, `rope_kv_write`.
+//! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`, `rank`, `rope_kv_write`.
 
 use rvllm_targets::Target;
 use rvllm_tests::{
@@ -45,8 +45,8 @@ fn logit_stats_of_ordinary_and_extreme_rows() {
 }
 
 #[test]
-fn tokens_are_drawn_by_their_numbers() {
-    tried().iter().for_each(|target| check(target, &rows::draw()));
+fn tokens_are_drawn_by_their_numbers_and_ranked() {
+    tried().iter().for_each(|target| check(target, &[rows::draw(), rows::rank()].concat()));
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub enum Input {
     Temperature,
     /// `[L, 2 * DRAWS]f32`: random numbers in [0, 1), two for each of the tokens drawn from a row of logits.
     Uniform,
+    /// `[L]i32`: how many of the tokens drawn from a row of logits are ranked.
+    Ranked,
     /// `[Q]i32`: the sequence of each query tile.
     TileSeq,
     /// `[Q]i32`: the first token (index into the step) of each query tile.
@@ -34,7 +36,7 @@ pub enum Input {
 
 impl Input {
     /// Every tensor input.
-    pub const TENSORS: [Input; 11] = [
+    pub const TENSORS: [Input; 12] = [
         Input::TokenIds,
         Input::Positions,
         Input::SlotMapping,
@@ -44,6 +46,7 @@ impl Input {
         Input::LogitsIndices,
         Input::Temperature,
         Input::Uniform,
+        Input::Ranked,
         Input::TileSeq,
         Input::TileStart,
     ];
@@ -60,6 +63,7 @@ impl Input {
             Input::LogitsIndices => "logits_indices".into(),
             Input::Temperature => "temperature".into(),
             Input::Uniform => "uniform".into(),
+            Input::Ranked => "ranked".into(),
             Input::TileSeq => "tile_seq".into(),
             Input::TileStart => "tile_start".into(),
             Input::Kv(layer) => format!("kv.{layer}"),
@@ -256,7 +260,15 @@ pub enum Call {
     /// numbers, the first of which chooses a block and the second a token of it. Where the numbers are 0 and the temperature
     /// is next to none, the first of the most likely.
     Draw,
+    /// `(logits [L, V], max [L], block_max [L, B], block_sum [L, B], temperature [L], draws [L, DRAWS], ranked [L]) -> ranks
+    /// [L, RANK * DRAWS]`, all f32 but `ranked`: of the first so many tokens drawn from a row each one's logit, how many logits are
+    /// larger, what the tokens weigh that come before it (those of larger logits, and of equal ones those of smaller ids), and
+    /// what all tokens weigh, where the most likely token weighs 1; else zeros.
+    Rank,
 }
+
+/// Numbers that [`Call::Rank`] finds of a token.
+pub const RANK: usize = 4;
 
 impl Call {
     /// The kernel's name in text: `call @<name>`.
@@ -270,6 +282,7 @@ impl Call {
             Call::PagedAttention(_) => "paged_attention",
             Call::LogitStats => "logit_stats",
             Call::Draw => "draw",
+            Call::Rank => "rank",
         }
     }
 }

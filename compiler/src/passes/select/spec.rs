@@ -45,6 +45,7 @@ impl Selection<'_> {
                 let [runs, parts] = if self.target.gpu.is_some() { ROW_ON_GPU } else { [1, 1] };
                 Spec::LogitStats(LogitStats { vocab, runs, parts })
             }
+            Call::Rank => Spec::Rank(Draw { vocab: self.columns(self.operand(n, 0)?)? }),
             Call::Draw => Spec::Draw(Draw { vocab: self.columns(self.operand(n, 0)?)? }),
         };
         Ok(vec![(None, spec)])
@@ -364,6 +365,7 @@ pub(super) fn symbol(spec: &Spec) -> String {
         }
         Spec::LogitStats(s) => format!("logit_stats_v{}", s.vocab),
         Spec::Draw(s) => format!("draw_v{}", s.vocab),
+        Spec::Rank(s) => format!("rank_v{}", s.vocab),
     }
 }
 

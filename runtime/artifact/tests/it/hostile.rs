@@ -274,16 +274,16 @@ fn plans_with_bad_buffers() {
         (|p| p.max_num_seqs = 0, "max_num_seqs is 0, expected 1 to 16777216"),
         (|p| p.query_tile = 0, "query_tile is 0, expected 1 to 16777216"),
         (|p| p.arena_bytes = 1 << 50, "arena_bytes is 1125899906842624, expected 0 to 17592186044416"),
-        (|p| p.arena_bytes = 1 << 40, "arena_bytes is 1099511627776, expected 4480 to 2097152"),
+        (|p| p.arena_bytes = 1 << 40, "arena_bytes is 1099511627776, expected 4992 to 2097152"),
         (|p| p.arena_bytes = 2048, "buffer logits: 1600 bytes at 2048 of an arena of 2048"),
         (|p| p.buffers[0].offset = u64::MAX, "buffer x: 1536 bytes at 18446744073709551615 of an arena of 8192"),
         (|p| p.buffers[0].offset = 32, "buffer x: offset 32, expected a multiple of 64"),
         (|p| p.buffers[0].live = [1, 0], "buffer x: live from launch 1 to 0 of 2"),
         (|p| p.buffers[0].live = [0, 2], "buffer x: live from launch 0 to 2 of 2"),
-        (|p| p.outputs.max = 7, "output max is buffer 7 of 7"),
+        (|p| p.outputs.max = 8, "output max is buffer 8 of 8"),
         (|p| p.outputs.draws = 5, "output draws: buffer block_sum of 32 bytes, expected at least 128"),
         (|p| p.max_logits = 9, "output logits: buffer logits of 1600 bytes, expected at least 1800"),
-        (|p| p.outputs.block_max = u32::MAX, "output block_max is buffer 4294967295 of 7"),
+        (|p| p.outputs.block_max = u32::MAX, "output block_max is buffer 4294967295 of 8"),
     ]);
 }
 
@@ -305,7 +305,7 @@ fn plans_with_bad_launches() {
             |p| p.launches[0].args[1] = Arg::KeyScales(1),
             "launch embed: scales of a cache whose kv_cache.scale_bytes is 0",
         ),
-        (|p| p.launches[0].args[2] = Arg::Buffer { id: 9, offset: 0 }, "launch embed: buffer 9 of 7"),
+        (|p| p.launches[0].args[2] = Arg::Buffer { id: 9, offset: 0 }, "launch embed: buffer 9 of 8"),
         (
             |p| p.launches[0].args[2] = Arg::Buffer { id: 0, offset: 1536 },
             "launch embed: byte 1536 of buffer x, which has 1536",

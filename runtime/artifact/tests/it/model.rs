@@ -72,6 +72,7 @@ pub(crate) fn plan() -> Plan {
             buffer("block_max", 4224, 32, [1, 1]),
             buffer("block_sum", 4288, 32, [1, 1]),
             buffer("draws", 4352, 128, [1, 1]),
+            buffer("ranks", 4480, 512, [1, 1]),
         ],
         weights: weights(),
         kernels: vec![
@@ -95,7 +96,7 @@ pub(crate) fn plan() -> Plan {
                 vec![variant(None, 1, &grid)],
             ),
         ],
-        outputs: Outputs { logits: 1, max: 2, logsumexp: 3, block_max: 4, block_sum: 5, draws: 6 },
+        outputs: Outputs { logits: 1, max: 2, logsumexp: 3, block_max: 4, block_sum: 5, draws: 6, ranks: 7 },
     }
 }
 

@@ -110,6 +110,14 @@ pub trait Device: Send {
     /// There is no room for so many values; the device failed.
     fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError>;
 
+    /// Brings all of some rows of logits that the last step computed, where [`Device::read`] would not give them.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn bring(&mut self, _rows: &[usize]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// The first `len` elements of one of the plan's outputs, as the last step left them: those that the step says are
     /// read.
     ///

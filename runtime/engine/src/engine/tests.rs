@@ -12,6 +12,7 @@ use crate::{
     tokenizer::fakes::byte_level,
 };
 use proptest::prelude::*;
+use rvllm_artifact::plan::RANK;
 use std::collections::BTreeMap;
 
 mod beam;
@@ -34,14 +35,16 @@ struct FakeForward {
     max: Vec<f32>,
     logsumexp: Vec<f32>,
     draws: Vec<f32>,
+    ranks: Vec<f32>,
     broken: bool,
 }
 
 impl FakeForward {
     fn new(limits: Limits) -> FakeForward {
         let cache = vec![None; (limits.num_blocks * limits.block_size) as usize];
-        let (logits, blocks, max, logsumexp, draws) = (vec![], Blocks::default(), vec![], vec![], vec![]);
-        FakeForward { limits, cache, logits, blocks, max, logsumexp, draws, broken: false }
+        let (logits, blocks, max, logsumexp) = (vec![], Blocks::default(), vec![], vec![]);
+        let (draws, ranks) = (vec![], vec![]);
+        FakeForward { limits, cache, logits, blocks, max, logsumexp, draws, ranks, broken: false }
     }
 
     fn check_bounds(&self, step: &Step) {
@@ -67,6 +70,27 @@ impl FakeForward {
     }
 }
 
+impl FakeForward {
+    /// Of a row that is not to be read, logits are no numbers.
+    fn push_row(&mut self, step: &Step, i: usize, brought: bool) {
+        let (temperature, numbers) = (step.temperature[i], &step.uniform.as_chunks().0[i]);
+        let logits = logits_after(&self.history(step, step.logits_indices[i] as usize));
+        self.blocks.push(&logits, Some(temperature));
+        let mut blocks = Blocks::default();
+        let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
+        let draws = draw::draw(&row, temperature, numbers);
+        self.draws.extend(draws);
+        let is_ranked = |of: usize| of / RANK < step.ranked[i] as usize;
+        let ranks = draw::rank(&row, temperature, &draws).into_iter().enumerate();
+        self.ranks.extend(ranks.map(|(of, number)| if is_ranked(of) { number } else { 0.0 }));
+        self.max.push(row.max);
+        let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+        self.logsumexp.push(if self.broken { f32::NAN } else { sum.ln() as f32 });
+        let whole = brought || step.reads.get(i).is_none_or(|reads| *reads == Reads::All);
+        self.logits.extend(logits.iter().map(|l| if whole { *l } else { f32::NAN }));
+    }
+}
+
 /// Logits with ties and wide gaps.
 fn logits_after(history: &[u32]) -> Vec<f32> {
     let hash = history.iter().fold(0, |h, t| random::word(h, 1, u64::from(*t)));
@@ -79,26 +103,19 @@ impl Forward for FakeForward {
     }
 
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
+        self.bring(step, &[])
+    }
+
+    fn bring(&mut self, step: &Step, rows: &[usize]) -> Result<Logits<'_>, DeviceError> {
         self.check_bounds(step);
         self.write(step);
-        [&mut self.logits, &mut self.max, &mut self.logsumexp].into_iter().for_each(Vec::clear);
+        let FakeForward { logits, max, logsumexp, draws, ranks, .. } = self;
+        [logits, max, logsumexp, draws, ranks].into_iter().for_each(Vec::clear);
         self.blocks.clear();
-        self.draws.clear();
-        let numbers = step.uniform.as_chunks().0;
-        for ((index, temperature), numbers) in step.logits_indices.iter().zip(&step.temperature).zip(numbers) {
-            let logits = logits_after(&self.history(step, *index as usize));
-            self.blocks.push(&logits, Some(*temperature));
-            self.max.push(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-            let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
-            self.logsumexp.push(if self.broken { f32::NAN } else { sum.ln() as f32 });
-            self.logits.extend(&logits);
-            let mut blocks = Blocks::default();
-            let row = Row::of_changed(&logits, Some(*temperature), &mut blocks);
-            self.draws.extend(draw::draw(&row, *temperature, numbers));
-        }
-        let FakeForward { logits, max, logsumexp, blocks, draws, .. } = self;
+        (0..step.logits_indices.len()).for_each(|row| self.push_row(step, row, rows.contains(&row)));
+        let FakeForward { logits, max, logsumexp, blocks, draws, ranks, .. } = self;
         let Blocks { max: block_max, sum: block_sum } = blocks;
-        Ok(Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max, block_sum, draws })
+        Ok(Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max, block_sum, draws, ranks })
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {

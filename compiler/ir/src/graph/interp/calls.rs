@@ -7,7 +7,7 @@ use super::{
 };
 use crate::graph::{
     Attention, Call, Epilogue, Quantize, Scales,
-    op::{DRAWS, STATS_BLOCK},
+    op::{DRAWS, RANK, STATS_BLOCK},
 };
 
 /// Results of `call`; as [`ops::evaluate`]: the graph is legal, KV operands are left out.
@@ -26,6 +26,7 @@ pub(super) fn evaluate(call: &Call, operands: &[&Tensor], kv: &mut KvState) -> R
         }
         Call::PagedAttention(attention) => paged_attention(attention, operands, kv),
         Call::LogitStats => Ok(logit_stats(operands[0], operands[1].floats())),
+        Call::Rank => Ok(vec![rank(operands[0], operands[4].floats(), operands[5].floats(), operands[6].ints())]),
         Call::Draw => Ok(vec![draw(operands[0], operands[4].floats(), operands[5].floats())]),
     }
 }
@@ -154,4 +155,22 @@ fn draw(logits: &Tensor, temperature: &[f32], uniform: &[f32]) -> Tensor {
     let drawn = rows.zip(uniform.chunks_exact(2 * DRAWS));
     let ids = drawn.flat_map(|((row, t), numbers)| numbers.chunks_exact(2).map(move |pair| token(row, *t, pair)));
     Tensor::f32(&[logits.dims[0], DRAWS], ids.collect())
+}
+
+fn rank(logits: &Tensor, temperature: &[f32], draws: &[f32], ranked: &[i32]) -> Tensor {
+    let mut ranks = vec![];
+    let rows = logits.floats().chunks_exact(logits.last().max(1)).zip(temperature);
+    for (((row, t), draws), ranked) in rows.zip(draws.chunks_exact(DRAWS)).zip(ranked) {
+        let max = math::max_and_logsumexp(row).0;
+        let weight = |l: f32| (f64::from(l - max) / f64::from(*t)).exp();
+        for (i, id) in (0..).zip(draws) {
+            let (id, logit) = (*id as usize, row[*id as usize]);
+            let comes_before = |(i, l): &(usize, &f32)| **l > logit || **l == logit && *i < id;
+            let before: f64 = row.iter().enumerate().filter(comes_before).map(|(_, l)| weight(*l)).sum();
+            let likelier = row.iter().filter(|l| **l > logit).count() as f32;
+            let found = [logit, likelier, before as f32, row.iter().map(|l| weight(*l)).sum::<f64>() as f32];
+            ranks.extend(if i < *ranked { found } else { [0.0; RANK] });
+        }
+    }
+    Tensor::f32(&[logits.dims[0], RANK * DRAWS], ranks)
 }

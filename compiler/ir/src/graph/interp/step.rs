@@ -40,6 +40,8 @@ pub struct StepInputs {
     pub temperature: Vec<f32>,
     /// `[L, 2 * DRAWS]`.
     pub uniform: Vec<f32>,
+    /// `[L]`.
+    pub ranked: Vec<i32>,
     /// `[Q]`.
     pub tile_seq: Vec<i32>,
     /// `[Q]`.
@@ -50,7 +52,7 @@ pub struct StepInputs {
 
 impl StepInputs {
     /// A batch of `sequences`, in query tiles of at most `query_tile` tokens, that asks for the logits of each
-    /// sequence's last token, at temperature 1 and with random numbers of 0. `max_model_len` is the longest sequence's length.
+    /// sequence's last token, at temperature 1 and with random numbers of 0, and ranks all that is drawn. `max_model_len` is the longest sequence's length.
     pub fn ragged(sequences: &[Sequence<'_>], block_size: usize, query_tile: usize) -> StepInputs {
         let block_size = block_size.max(1);
         let max_blocks = sequences.iter().map(|s| s.blocks.len()).max().unwrap_or(0);
@@ -83,7 +85,8 @@ impl StepInputs {
     pub fn with_all_logits(self) -> StepInputs {
         let tokens = self.token_ids.len();
         let (temperature, uniform) = (vec![1.0; tokens], vec![0.0; 2 * DRAWS * tokens]);
-        StepInputs { logits_indices: (0..tokens as i32).collect(), temperature, uniform, ..self }
+        let ranked = vec![DRAWS as i32; tokens];
+        StepInputs { logits_indices: (0..tokens as i32).collect(), temperature, uniform, ranked, ..self }
     }
 
     fn append(&mut self, s: &Sequence<'_>, block_size: usize, query_tile: usize) {
@@ -103,6 +106,7 @@ impl StepInputs {
         self.logits_indices.extend(end.checked_sub(1).filter(|_| end > start).map(|last| last as i32));
         self.temperature.resize(self.logits_indices.len(), 1.0);
         self.uniform.resize(2 * DRAWS * self.logits_indices.len(), 0.0);
+        self.ranked.resize(self.logits_indices.len(), DRAWS as i32);
         let padding = std::iter::repeat_n(0, self.max_blocks - s.blocks.len());
         self.block_table.extend(s.blocks.iter().map(|b| *b as i32).chain(padding));
         self.max_model_len = self.max_model_len.max(len);
@@ -136,6 +140,7 @@ impl StepInputs {
             Input::Uniform => {
                 return Some(Tensor::f32(&[self.temperature.len(), 2 * DRAWS], self.uniform.clone()));
             }
+            Input::Ranked => &self.ranked,
             Input::TileSeq => &self.tile_seq,
             Input::TileStart => &self.tile_start,
             Input::Kv(_) => return None,
@@ -153,6 +158,7 @@ impl StepInputs {
             ("block_table", self.block_table.len(), r * self.max_blocks),
             ("temperature", self.temperature.len(), self.logits_indices.len()),
             ("uniform", self.uniform.len(), 2 * DRAWS * self.logits_indices.len()),
+            ("ranked", self.ranked.len(), self.logits_indices.len()),
             ("tile_start", self.tile_start.len(), self.tile_seq.len()),
         ];
         for (name, found, expected) in lengths {

@@ -82,6 +82,7 @@ fn call<'a>(c: &mut Cursor<'a>) -> Read<(Op, Vec<Operand<'a>>)> {
         "paged_attention" => Call::PagedAttention(attention(&mut attrs)?),
         "logit_stats" => Call::LogitStats,
         "draw" => Call::Draw,
+        "rank" => Call::Rank,
         _ => return Err(crate::Diagnostic::new(format!("unknown kernel @{kernel}"), Some(at))),
     };
     attrs.finish()?;

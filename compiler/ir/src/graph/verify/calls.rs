@@ -8,7 +8,7 @@ use crate::{
     expr::Sym,
     graph::{
         Attention, Call, Dequantize, Epilogue, Quantize, Scales, ValueType,
-        op::{DRAWS, STATS_BLOCK},
+        op::{DRAWS, RANK, STATS_BLOCK},
     },
     types::{DType, Dim, TensorType},
 };
@@ -24,6 +24,7 @@ pub(super) fn infer(call: &Call, o: Operands<'_>) -> Inferred {
         Call::PagedAttention(attention) => paged_attention(o, attention),
         Call::LogitStats => logit_stats(o),
         Call::Draw => draw(o),
+        Call::Rank => rank(o),
     }
 }
 
@@ -212,8 +213,8 @@ fn logit_stats(o: Operands<'_>) -> Inferred {
     Ok(vec![row.clone(), row, blocks.clone(), blocks])
 }
 
-fn draw(o: Operands<'_>) -> Inferred {
-    o.count(6)?;
+/// The number of rows, after logits, max, block_max, block_sum and temperature.
+fn weights(o: Operands<'_>) -> Result<Dim, String> {
     let x = o.ranked(0, "logits", 2)?;
     if x.dtype != DType::F32 {
         return Err(format!("`{}` needs logits in f32, not {x}", o.op));
@@ -224,6 +225,20 @@ fn draw(o: Operands<'_>) -> Inferred {
     o.exactly(2, "block_max", &blocks)?;
     o.exactly(3, "block_sum", &blocks)?;
     o.exactly(4, "temperature", &TensorType::new([Sym::L], DType::F32))?;
+    Ok(rows)
+}
+
+fn draw(o: Operands<'_>) -> Inferred {
+    o.count(6)?;
+    let rows = weights(o)?;
     o.exactly(5, "uniform", &TensorType::new([Sym::L.into(), Dim::Const(2 * DRAWS)], DType::F32))?;
     one([rows, Dim::Const(DRAWS)], DType::F32)
+}
+
+fn rank(o: Operands<'_>) -> Inferred {
+    o.count(7)?;
+    let rows = weights(o)?;
+    o.exactly(5, "draws", &TensorType::new([rows, Dim::Const(DRAWS)], DType::F32))?;
+    o.exactly(6, "ranked", &TensorType::new([Sym::L], DType::I32))?;
+    one([rows, Dim::Const(RANK * DRAWS)], DType::F32)
 }

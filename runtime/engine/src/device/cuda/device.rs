@@ -28,7 +28,7 @@ use crate::{
 };
 use rvllm_artifact::{
     manifest::KvCache,
-    plan::{Arg, DRAWS, Plan},
+    plan::{Arg, DRAWS, Plan, RANK},
 };
 use std::{
     ops::Range,
@@ -300,6 +300,11 @@ impl Device for CudaDevice {
         Ok(self.stream.synchronize()?)
     }
 
+    fn bring(&mut self, rows: &[usize]) -> Result<(), DeviceError> {
+        rows.iter().try_for_each(|row| self.outputs.fetch_all(&self.stream, &self.arena, *row..row + 1))?;
+        Ok(self.stream.synchronize()?)
+    }
+
     fn read(&self, buffer: u32, len: usize) -> Result<&[f32], DeviceError> {
         let wrong = || DeviceError::Plan(format!("output {buffer} has no {len} f32 elements"));
         self.outputs.read(buffer, len).ok_or_else(wrong)
@@ -318,10 +323,20 @@ impl Device for CudaDevice {
 /// Buffer, where it begins in the arena and on the host, f32 elements of a row.
 type OutputPart = (u32, u64, usize, usize);
 
+/// Rows next to each other of which something holds.
+fn runs(rows: usize, holds: impl Fn(usize) -> bool) -> impl Iterator<Item = Range<usize>> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let start = (next..rows).find(|row| holds(*row))?;
+        next = (start..rows).find(|row| !holds(*row)).unwrap_or(rows);
+        Some(start..next)
+    })
+}
+
 /// The plan's outputs on the host.
 struct HostOutputs {
     memory: Pinned,
-    parts: [OutputPart; 6],
+    parts: [OutputPart; 7],
 }
 
 impl HostOutputs {
@@ -331,9 +346,10 @@ impl HostOutputs {
         let blocks = vocab.div_ceil(LOGITS_BLOCK);
         let [max, logsumexp] = [outputs.max, outputs.logsumexp].map(|id| (id, 1));
         let [block_max, block_sum] = [outputs.block_max, outputs.block_sum].map(|id| (id, blocks));
-        let columns = [max, logsumexp, (outputs.draws, DRAWS), block_max, block_sum, (outputs.logits, vocab)];
+        let [draws, ranks] = [(outputs.draws, DRAWS), (outputs.ranks, RANK * DRAWS)];
+        let columns = [max, logsumexp, draws, ranks, block_max, block_sum, (outputs.logits, vocab)];
         let mut end = 0;
-        let mut parts = [(0, 0, 0, 0); 6];
+        let mut parts = [(0, 0, 0, 0); 7];
         for (part, (id, columns)) in parts.iter_mut().zip(columns) {
             let buffer = plan.buffers.get(id as usize);
             let buffer = buffer.ok_or_else(|| DeviceError::Plan(format!("there is no output buffer {id}")))?;
@@ -343,26 +359,26 @@ impl HostOutputs {
         Ok(HostOutputs { memory: Pinned::new(gpu, end)?, parts })
     }
 
-    /// Brings what the step reads of its rows: of all what was drawn and the statistics of the whole row, and whole rows with
-    /// the statistics of their runs.
+    /// Brings what the step reads of its rows: of all what was drawn and the statistics of the whole row.
     fn fetch(&mut self, stream: &Stream, arena: &DeviceMemory, step: &Step) -> Result<(), CudaError> {
         let rows = step.logits_indices.len();
-        let [max, logsumexp, draws, block_max, block_sum, logits] = self.parts;
+        let [max, logsumexp, draws, ranks, block_max, ..] = self.parts;
         for part in [max, logsumexp, draws] {
             self.fetch_rows(stream, arena, part, 0..rows)?;
         }
-        let whole = |row: &usize| step.reads.get(*row).copied().unwrap_or_default() == Reads::All;
-        let mut row = 0;
-        while row < rows {
-            let end = (row..rows).find(|r| whole(r) != whole(&row)).unwrap_or(rows);
-            if whole(&row) {
-                for part in [block_max, block_sum, logits] {
-                    self.fetch_rows(stream, arena, part, row..end)?;
-                }
-            }
-            row = end;
+        let reads = |row: usize| step.reads.get(row).copied().unwrap_or_default();
+        for ranked in runs(rows, |row| reads(row) == Reads::Ranks) {
+            self.fetch_rows(stream, arena, ranks, ranked.clone())?;
+            self.fetch_rows(stream, arena, block_max, ranked)?;
         }
-        Ok(())
+        runs(rows, |row| reads(row) == Reads::All).try_for_each(|rows| self.fetch_all(stream, arena, rows))
+    }
+
+    /// Brings all of some rows.
+    fn fetch_all(&mut self, stream: &Stream, arena: &DeviceMemory, rows: Range<usize>) -> Result<(), CudaError> {
+        let [_, _, _, ranks, block_max, block_sum, logits] = self.parts;
+        let parts = [ranks, block_max, block_sum, logits];
+        parts.into_iter().try_for_each(|part| self.fetch_rows(stream, arena, part, rows.clone()))
     }
 
     fn fetch_rows(
@@ -401,7 +417,7 @@ mod tests {
             weights: vec![],
             kernels: vec![],
             launches: vec![plan::Launch { name: "x".into(), args: vec![], variants }],
-            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0 },
+            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0, ranks: 0 },
         }
     }
 
