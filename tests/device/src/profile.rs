@@ -9,7 +9,7 @@ use rvllm_artifact::{
 };
 use rvllm_engine::{
     DeviceChoice, EngineOptions, Limits,
-    device::{LaunchList, cuda::CudaDevice},
+    device::{Device, LaunchList, cuda::CudaDevice},
     executor::Executor,
     forward::{Forward, Reads},
     load::{WeightsOption, cpu_executor, cuda_executor},
@@ -53,6 +53,7 @@ fn steps(args: &Args, limits: &Limits) -> Result<Vec<(String, Step)>> {
 fn on_cpu(path: &Path, args: &Args, artifact: &Artifact, options: &EngineOptions) -> Result<()> {
     let mut executor = cpu_executor(artifact, options)?;
     println!("{}: {} threads", path.display(), executor.device().threads());
+    touch(&mut executor, args)?;
     for (what, step) in steps(args, executor.limits())? {
         executor.forward(&step)?;
         let mut times = vec![];
@@ -68,6 +69,20 @@ fn on_cpu(path: &Path, args: &Args, artifact: &Artifact, options: &EngineOptions
         let list = executor.list(&step)?;
         let times = executor.device_mut().time(&step, list.clone(), CPU_REPEATS)?;
         table(executor.plan(), artifact, &step, &list, [&times, &[]]);
+    }
+    Ok(())
+}
+
+/// Writes to every block that steps of decodes read: what never was written lies in one page of zeros, which is always near.
+fn touch<D: Device>(executor: &mut Executor<D>, args: &Args) -> Result<()> {
+    let limits = *executor.limits();
+    let blocks = args.profile.iter().max().map_or(0, |n| n * args.context.div_ceil(limits.block_size));
+    ensure!(blocks <= limits.num_blocks, "the KV cache has {} blocks", limits.num_blocks);
+    let most = limits.max_num_batched_tokens.min(limits.max_model_len);
+    for first in (0..blocks).step_by(most as usize) {
+        let tokens = most.min(blocks - first);
+        let slots = (first..first + tokens).map(|block| (block * limits.block_size) as i32).collect();
+        executor.forward(&Step { slot_mapping: slots, ..prefill(&limits, tokens)? })?;
     }
     Ok(())
 }

@@ -337,7 +337,7 @@ impl Lower<'_> {
         let p = self.w.at(ahead, at.bytes[1]);
         for chunk in part.chunks.iter().filter(|c| is_line(part, **c)) {
             let line = self.w.at(p, part.b.address.rows[chunk.0]);
-            self.w.prefetch(line, 3);
+            self.w.prefetch(line, 2);
         }
     }
 }

@@ -73,7 +73,7 @@ impl Lower<'_> {
             self.w.store(v, q, to.bits() / 8);
             if let Some(ahead) = ahead.filter(|_| asked != Some(first / LINE)) {
                 let line = self.w.offset(ahead, first);
-                self.w.prefetch(line, 3);
+                self.w.prefetch(line, 2);
                 asked = Some(first / LINE);
             }
             row += n;
