@@ -38,7 +38,7 @@ A line that ends with \\ goes on in the next. Ctrl-C stops an answer.";
 /// Runs the command. `start` is when the program started.
 pub fn run(args: &cli::Run, start: Instant) -> Result<()> {
     let session = Session::open(&args.model, &args.engine, false)?;
-    let params = session.defaults(&args.sampling, args.generation_config, None)?;
+    let params = session.defaults(&args.sampling, &args.generation_config, None)?;
     let encoder = Encoder::new(&session.artifact, session.engine.tokenizer(), true)?;
     let mut source = Source::new();
     let mut chat =

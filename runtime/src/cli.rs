@@ -13,7 +13,13 @@ use crate::{bench::Bench, eval::Eval, run_batch, sampling::Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rvllm_engine::DeviceChoice;
 use rvllm_server::{tls::CertReqs, traces::Uri};
-use std::{ffi::OsString, path::PathBuf, sync::LazyLock};
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::LazyLock,
+};
 
 /// Runs large language models that were compiled ahead of time
 #[derive(Parser, Debug)]
@@ -80,8 +86,9 @@ pub struct Generate {
     /// Put each --prompt through the model's chat template, as a user's message
     #[arg(long, help_heading = "Prompts")]
     pub chat: bool,
-    /// Where defaults come from: the checkpoint's generation_config.json, or vLLM's neutral values
-    #[arg(long, value_enum, default_value = "auto", value_name = "WHERE", help_heading = "Prompts")]
+    /// Where defaults come from: auto is the checkpoint's generation_config.json, vllm neutral values, else a folder with
+    /// such a file, or the file
+    #[arg(long, default_value = "auto", value_name = "WHERE", help_heading = "Prompts")]
     pub generation_config: GenerationConfig,
     /// Write answers as JSON lines, in input order; `-` is stdout
     #[arg(short, long, value_name = "FILE.jsonl", help_heading = "Output")]
@@ -104,12 +111,42 @@ pub struct Generate {
 }
 
 /// Where sampling defaults come from.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GenerationConfig {
-    /// generation_config.json of the checkpoint
+    /// generation_config.json of the checkpoint.
     Auto,
-    /// Temperature 1, nothing cut off, no penalties
+    /// Temperature 1, nothing cut off, no penalties.
     Vllm,
+    /// A file, or a folder that has one of this name.
+    At(PathBuf),
+}
+
+impl FromStr for GenerationConfig {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(GenerationConfig::Auto),
+            "vllm" => Ok(GenerationConfig::Vllm),
+            path if Path::new(path).exists() => Ok(GenerationConfig::At(path.into())),
+            path => Err(format!("`{path}` is neither auto nor vllm, and no folder or file")),
+        }
+    }
+}
+
+impl GenerationConfig {
+    /// The text of the file, of which the checkpoint's is `own`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self, own: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            GenerationConfig::Auto => Ok(own.map(<[u8]>::to_vec)),
+            GenerationConfig::Vllm => Ok(None),
+            GenerationConfig::At(path) if path.is_dir() => fs::read(path.join("generation_config.json")).map(Some),
+            GenerationConfig::At(path) => fs::read(path).map(Some),
+        }
+    }
 }
 
 /// `rvllm run`
@@ -121,8 +158,9 @@ pub struct Run {
     /// A system message to begin with
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// Where defaults come from: the checkpoint's generation_config.json, or vLLM's neutral values
-    #[arg(long, value_enum, default_value = "auto", value_name = "WHERE")]
+    /// Where defaults come from: auto is the checkpoint's generation_config.json, vllm neutral values, else a folder with
+    /// such a file, or the file
+    #[arg(long, default_value = "auto", value_name = "WHERE")]
     pub generation_config: GenerationConfig,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
@@ -150,8 +188,9 @@ pub struct Serve {
     /// List the flags of `vllm serve` and what becomes of each, and end
     #[arg(long)]
     pub print_vllm_compat: bool,
-    /// Where defaults come from: the checkpoint's generation_config.json, or vLLM's neutral values
-    #[arg(long, value_enum, default_value = "auto", value_name = "WHERE")]
+    /// Where defaults come from: auto is the checkpoint's generation_config.json, vllm neutral values, else a folder with
+    /// such a file, or the file
+    #[arg(long, default_value = "auto", value_name = "WHERE")]
     pub generation_config: GenerationConfig,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
@@ -597,6 +636,19 @@ mod tests {
         let Command::Generate(read) = Cli::parse_from(args.split(' ')).command else { panic!("generate") };
         assert_eq!((read.sampling.seed, read.prompt.len()), (Some(2), 2));
         assert_eq!(read.sampling.stop, Some(vec!["x".to_string(), "y".to_string()]));
+    }
+
+    #[test]
+    fn defaults_come_from_a_file_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("generation_config.json");
+        fs::write(&file, "{}").unwrap();
+        let read = |from: &str| from.parse::<GenerationConfig>().map(|from| from.read(Some(b"own")).unwrap());
+        assert_eq!((read("auto"), read("vllm")), (Ok(Some(b"own".to_vec())), Ok(None)));
+        for path in [file.as_path(), dir.path()] {
+            assert_eq!(read(path.to_str().unwrap()), Ok(Some(b"{}".to_vec())));
+        }
+        assert!(read("/no/where").unwrap_err().contains("neither auto nor vllm"));
     }
 
     #[test]

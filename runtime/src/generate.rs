@@ -31,7 +31,7 @@ pub fn run(args: &cli::Generate, start: Instant) -> Result<()> {
     let given = Given::read(args)?;
     let destination = Destination::of(args)?;
     let mut session = Session::open(&args.model, &args.engine, args.quiet)?;
-    let defaults = session.defaults(&args.sampling, args.generation_config, Some(MAX_TOKENS))?;
+    let defaults = session.defaults(&args.sampling, &args.generation_config, Some(MAX_TOKENS))?;
     let requests = prepare(&session, &given, &defaults)?;
     let header = fingerprint::header(&session.artifact, &args.engine, given.hash.clone(), &requests)?;
     let mut sink = destination.open(&header, args.resume, || given.headings())?;

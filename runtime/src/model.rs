@@ -65,14 +65,12 @@ impl Session {
     pub fn defaults(
         &self,
         flags: &Sampling,
-        from: GenerationConfig,
+        from: &GenerationConfig,
         max_tokens: Option<u32>,
     ) -> Result<SamplingParams> {
-        let config = match from {
-            GenerationConfig::Auto => self.artifact.entry("generation_config.json"),
-            GenerationConfig::Vllm => None,
-        };
-        let mut params = flags.over(config, max_tokens)?;
+        let config = from.read(self.artifact.entry("generation_config.json"));
+        let config = config.with_context(|| format!("the defaults of {from:?} cannot be read"))?;
+        let mut params = flags.over(config.as_deref(), max_tokens)?;
         if let Some(tokenizer) = self.engine.tokenizer() {
             let notation = Notation::new(parsers::of_artifact(&self.artifact, None), Some(tokenizer));
             params.thinking = notation.thinking(tokenizer)?;

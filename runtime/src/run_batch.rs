@@ -54,8 +54,9 @@ pub struct Flags {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub served: cli::Served,
-    /// Where defaults come from: the checkpoint's generation_config.json, or vLLM's neutral values
-    #[arg(long, value_enum, default_value = "auto", value_name = "WHERE")]
+    /// Where defaults come from: auto is the checkpoint's generation_config.json, vllm neutral values, else a folder with
+    /// such a file, or the file
+    #[arg(long, default_value = "auto", value_name = "WHERE")]
     pub generation_config: cli::GenerationConfig,
     /// No progress bar, no closing line
     #[arg(short, long)]
@@ -99,7 +100,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     let Loaded { engine, served, manifest } = serve::load(&Source {
         root: flags.named.name(),
         served: &flags.served,
-        generation_config: flags.generation_config,
+        generation_config: &flags.generation_config,
         sampling: &flags.sampling,
         engine: &flags.engine,
         quiet: flags.quiet,

@@ -187,7 +187,7 @@ fn parse_overrides(text: &str) -> Result<Map<String, Value>, String> {
 
 fn checkpoint_defaults(text: &[u8]) -> Result<Map<String, Value>> {
     let config: Map<String, Value> = serde_json::from_slice(text).map_err(|e| {
-        Failure::new(format!("the artifact's generation_config.json is not a JSON object: {e}"))
+        Failure::new(format!("generation_config.json is not a JSON object: {e}"))
             .help("--generation-config vllm does without it")
     })?;
     Ok(taken(&config))

@@ -76,7 +76,7 @@ pub struct Source<'a> {
     /// What requests call it, and how its chats are written and read.
     pub served: &'a cli::Served,
     /// Where sampling defaults come from.
-    pub generation_config: GenerationConfig,
+    pub generation_config: &'a GenerationConfig,
     /// Sampling defaults.
     pub sampling: &'a Sampling,
     /// How the engine runs.
@@ -90,7 +90,7 @@ impl<'a> Source<'a> {
         Source {
             root: args.name().unwrap_or_default(),
             served: &args.server.served,
-            generation_config: args.generation_config,
+            generation_config: &args.generation_config,
             sampling: &args.sampling,
             engine: &args.engine,
             quiet: false,
@@ -153,6 +153,7 @@ fn mock(args: &cli::Serve) -> Result<(Engine, Served)> {
     let step = Duration::from_micros(args.server.mock_step_us);
     let mut limits = mock::limits();
     limits.max_model_len = args.engine.longest().unwrap_or(limits.max_model_len);
+    limits.max_num_batched_tokens = args.engine.max_num_batched_tokens.unwrap_or(limits.max_num_batched_tokens);
     limits.max_num_seqs = args.engine.max_num_seqs.unwrap_or(limits.max_num_seqs);
     let mut engine = mock::engine(Box::new(mock::MockForward::new(limits, step)))?;
     engine.set_prefix_caching(args.engine.prefix_caching().unwrap_or(true));

@@ -9,7 +9,7 @@ use crate::{
     metrics::Metrics,
     model::Served,
     openapi,
-    prompt::Prompt,
+    prompt::{Asked, Prompt},
     request_log::RequestLog,
     request_span::Trace,
     routes,
@@ -169,6 +169,25 @@ impl App {
             return Ok(());
         }
         Err(ApiError::field("n", format!("n is {n}, but must be from 1 to {most}")))
+    }
+
+    /// The tokens of an answer that a request asks for, or `absent` where it does not, within what the server gives.
+    ///
+    /// # Errors
+    /// It asks for more.
+    pub fn max_tokens(&self, asked: Asked, absent: Option<u32>) -> Result<Option<u32>, ApiError> {
+        let Some(most) = self.config.max_output_tokens else { return Ok(asked.tokens.or(absent)) };
+        match asked.tokens {
+            Some(tokens) if tokens > most => {
+                let field = asked.field;
+                Err(ApiError::field(
+                    field,
+                    format!("{field} is {tokens}, but must be at most {most} (--max-output-tokens)"),
+                ))
+            }
+            Some(tokens) => Ok(Some(tokens)),
+            None => Ok(Some(absent.map_or(most, |tokens| tokens.min(most)))),
+        }
     }
 
     /// Refuses more alternatives to a token than the server tells of.

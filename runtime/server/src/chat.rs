@@ -33,7 +33,8 @@ pub async fn prepare(app: &App, request: ChatRequest, head: Head) -> Result<(Job
     app.check_n(params.n)?;
     check(app, &own, &params)?;
     let asked = asked(&own)?;
-    set_params(&mut params, &own, asked.tokens);
+    params.max_tokens = app.max_tokens(asked, params.max_tokens)?;
+    params.logprobs = own.logprobs.unwrap_or(false).then(|| own.top_logprobs.unwrap_or(0));
     let tools = Tools::of(conversation.tools.take(), &own)?;
     check_tools(app, tools.as_ref())?;
     let mut turns = Turns::of(conversation)?;
@@ -137,11 +138,6 @@ fn check(app: &App, own: &ChatFields, params: &SamplingParams) -> Result<(), Api
         }
         all => app.check_alternatives("top_logprobs", all),
     }
-}
-
-fn set_params(params: &mut SamplingParams, own: &ChatFields, asked: Option<u32>) {
-    params.max_tokens = asked.or(params.max_tokens);
-    params.logprobs = own.logprobs.unwrap_or(false).then(|| own.top_logprobs.unwrap_or(0));
 }
 
 /// How answers say that they have called.

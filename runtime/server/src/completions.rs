@@ -29,16 +29,17 @@ pub async fn prepare(app: &App, request: CompletionRequest, head: Head) -> Resul
     let mut params = sampling.over(&app.served().defaults)?;
     let n = params.n;
     check(app, &own, &common, &params)?;
+    let asked = Asked { field: "max_tokens", tokens: own.max_tokens };
+    params.max_tokens = app.max_tokens(asked, Some(MAX_TOKENS))?.map(|tokens| tokens.max(1));
     set_params(&mut params, &own, echo);
     params.structured_outputs = form.form()?.or(params.structured_outputs);
-    let (logprobs, prompt_only, asked) = (own.logprobs.is_some(), own.max_tokens == Some(0), own.max_tokens);
+    let (logprobs, prompt_only) = (own.logprobs.is_some(), own.max_tokens == Some(0));
     let suffix = own.suffix.filter(|s| !s.is_empty());
     let fits = Fits::of("prompt", &app.served().limits, common.truncate_prompt_tokens);
     let mut prompts = encode(app, own.prompt, suffix, own.add_special_tokens.unwrap_or(true), fits).await?;
     for p in &mut prompts {
         let side = common.truncation_side.unwrap_or_default();
         prompt::truncate(&mut p.token_ids, common.truncate_prompt_tokens, side, &app.served().limits);
-        let asked = Asked { field: "max_tokens", tokens: asked };
         prompt::check_length(&p.token_ids, asked, &app.served().limits)?;
     }
     params.truncate_prompt_tokens = common.truncate_prompt_tokens;
@@ -82,7 +83,6 @@ fn check(app: &App, own: &CompletionFields, common: &Common, params: &SamplingPa
 }
 
 fn set_params(params: &mut SamplingParams, own: &CompletionFields, echo: bool) {
-    params.max_tokens = Some(own.max_tokens.unwrap_or(MAX_TOKENS).max(1));
     params.logprobs = own.logprobs;
     if echo {
         params.prompt_logprobs = params.prompt_logprobs.or(own.logprobs);

@@ -33,6 +33,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Most answers to one prompt, and most prompts of one request.
     pub max_n: u32,
+    /// Most tokens of an answer that requests may ask for; as many as fit where absent.
+    pub max_output_tokens: Option<u32>,
     /// Most alternatives to a token that `logprobs` and the like may ask for; -1 is the whole vocabulary.
     pub max_logprobs: i32,
     /// Most bytes of the schema, expression, list or grammar that answers follow.
@@ -162,6 +164,7 @@ impl Default for Config {
             max_queue: 1024,
             max_body_bytes: 16 << 20,
             max_n: 128,
+            max_output_tokens: None,
             max_logprobs: 20,
             max_grammar_bytes: 1 << 20,
             max_connections: 4096,

@@ -17,7 +17,7 @@ pub fn read(text: &str) -> Result<u32, String> {
         'm' => 1e6,
         'K' => 1024.0,
         'M' => 1_048_576.0,
-        _ => return text.parse().map_err(|_| wrong()),
+        _ => return text.parse().ok().filter(|n| *n > 0).ok_or_else(wrong),
     };
     let number = f64::from_str(&text[..text.len() - 1]).map_err(|_| wrong())?;
     let tokens = number * factor;
@@ -47,7 +47,7 @@ mod tests {
             ["8192", "8k", "8K", "25.6k", "1M", "1m"].map(read),
             [8192, 8000, 8192, 25600, 1 << 20, 1_000_000].map(Some)
         );
-        assert_eq!(["", "k", "-1", "1.0001k", "8G", "9999999999", "é"].map(read), [None; 7]);
+        assert_eq!(["", "k", "0", "-1", "1.0001k", "8G", "9999999999", "é"].map(read), [None; 8]);
         assert_eq!(["auto", "-1"].map(read_or_auto), [const { Ok(Length(None)) }; 2]);
     }
 }

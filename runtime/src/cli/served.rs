@@ -1,5 +1,6 @@
 //! Flags of every command that serves a model, over HTTP or from a file.
 
+use super::counts;
 use crate::parsers;
 use clap::Args;
 use rvllm_server::Config;
@@ -34,6 +35,9 @@ pub struct Served {
     /// A chat template instead of the model's, or its text in one line
     #[arg(long, value_name = "FILE|TEXT")]
     pub chat_template: Option<PathBuf>,
+    /// Most tokens of an answer that requests may ask for [default: as many as fit]
+    #[arg(long, value_name = "N", value_parser = counts::read)]
+    pub max_output_tokens: Option<u32>,
     /// Most alternatives to a token that requests may ask the log-probabilities of; -1 for the whole vocabulary
     #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1..))]
     pub max_logprobs: i32,
@@ -62,6 +66,7 @@ impl Served {
     pub fn config(&self) -> Config {
         Config {
             strict: self.strict,
+            max_output_tokens: self.max_output_tokens,
             max_logprobs: self.max_logprobs,
             return_tokens_as_token_ids: self.return_tokens_as_token_ids,
             exclude_tools_when_none: self.exclude_tools_when_tool_choice_none,

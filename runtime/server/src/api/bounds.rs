@@ -23,7 +23,11 @@ pub struct TokenId(pub u32);
 #[derive(ToSchema)]
 pub struct NumTokens(pub u32);
 
-/// A number of tokens that fits the model's longest sequence; at least one.
+/// A number of tokens of an answer.
+#[derive(ToSchema)]
+pub struct AnswerTokens(pub u32);
+
+/// A number of tokens of an answer; at least one.
 #[derive(ToSchema)]
 pub struct PositiveTokens(pub u32);
 
@@ -69,8 +73,9 @@ pub fn complete(api: &mut Value, served: &Served, config: &Config) {
     }
 }
 
-fn table(served: &Served, config: &Config) -> [(&'static str, Value); 15] {
+fn table(served: &Served, config: &Config) -> [(&'static str, Value); 16] {
     let longest = served.limits.max_model_len;
+    let answer = config.max_output_tokens.map_or(longest, |most| most.min(longest));
     let last = served.limits.vocab_size.saturating_sub(1);
     let list = |items: &Value| json!({"type": "array", "items": items, "minItems": 1, "maxItems": config.max_n});
     let tokens = json!({"type": "array", "items": {"$ref": "#/components/schemas/TokenId"}, "minItems": 1});
@@ -92,7 +97,8 @@ fn table(served: &Served, config: &Config) -> [(&'static str, Value); 15] {
         ("ModelName", json!({"enum": served.names})),
         ("TokenId", json!({"minimum": 0, "maximum": last})),
         ("NumTokens", json!({"minimum": 0, "maximum": longest})),
-        ("PositiveTokens", json!({"minimum": 1, "maximum": longest})),
+        ("AnswerTokens", json!({"minimum": 0, "maximum": answer})),
+        ("PositiveTokens", json!({"minimum": 1, "maximum": answer})),
         ("NumAnswers", json!({"minimum": 1, "maximum": config.max_n})),
         ("NumAlternatives", alternatives),
         ("Priority", priority),

@@ -2,7 +2,7 @@
 
 use super::{
     ApiError,
-    bounds::{ModelName, NumAlternatives, NumAnswers, NumTokens, Suffix, TruncatedLength},
+    bounds::{AnswerTokens, ModelName, NumAlternatives, NumAnswers, Suffix, TruncatedLength},
     request::{self, Request, merged, names, part},
     sampling::Sampling,
     structured::FormFields,
@@ -90,7 +90,7 @@ pub struct CompletionFields {
     #[schema(value_type = Option<Suffix>)]
     pub suffix: Option<String>,
     /// Most tokens of an answer; 16 where absent. 0 only with echo.
-    #[schema(value_type = Option<NumTokens>)]
+    #[schema(value_type = Option<AnswerTokens>)]
     pub max_tokens: Option<u32>,
     /// Alternatives reported for each token; -1 is the whole vocabulary.
     #[schema(value_type = Option<NumAlternatives>)]

@@ -142,6 +142,24 @@ async fn texts_that_are_far_too_long_are_refused_at_once() {
 }
 
 #[tokio::test]
+async fn answers_are_no_longer_than_the_server_gives() {
+    let s = Server::new(Config { max_output_tokens: Some(5), ..Config::default() });
+    let messages = json!([{"role": "user", "content": "a"}]);
+    for field in ["max_tokens", "max_completion_tokens"] {
+        let answer = s.chat(json!({"messages": messages, field: 6})).await;
+        assert_eq!(answer.error(), (400, field.into()));
+    }
+    assert_eq!(s.complete(json!({"prompt": "a", "max_tokens": 6})).await.error(), (400, "max_tokens".into()));
+    for answer in [s.chat(json!({"messages": messages})).await, s.complete(json!({"prompt": "a"})).await] {
+        assert_eq!(answer.json()["usage"]["completion_tokens"], 5);
+        assert_eq!(answer.json()["choices"][0]["finish_reason"], "length");
+    }
+    let api = s.get("/openapi.json").await.json();
+    let schemas = &api["components"]["schemas"];
+    assert_eq!((&schemas["AnswerTokens"]["maximum"], &schemas["PositiveTokens"]["maximum"]), (&json!(5), &json!(5)));
+}
+
+#[tokio::test]
 async fn alternatives_are_as_many_as_the_server_gives() {
     let s = Server::new(Config { max_logprobs: 30, ..Config::default() });
     let asks =
