@@ -126,7 +126,11 @@ fn table(plan: &Plan, artifact: &Artifact, step: &Step, list: &LaunchList, [time
     let kv = tokens as u64 * 2 * kv_row(artifact);
     let mut rows: BTreeMap<&str, (usize, f32, u64, f32)> = BTreeMap::new();
     let within = within.iter().copied().chain(std::iter::repeat(f32::NAN));
-    for ((launch, within), (time, ran)) in plan.launches.iter().zip(within).zip(times.iter().zip(&list.launches)) {
+    let mut launches = plan.launches.iter();
+    for (within, (time, ran)) in within.zip(times.iter().zip(&list.launches)) {
+        // those that have nothing to do in this step are not listed
+        let runs = |launch: &&plan::Launch| launch.variants.iter().any(|v| v.kernel as usize == ran.kernel);
+        let Some(launch) = launches.find(runs) else { break };
         let row = rows.entry(&plan.kernels[ran.kernel].symbol).or_default();
         *row = (row.0 + 1, row.1 + time, row.2 + bytes(plan, launch, kv), within);
     }
