@@ -81,40 +81,49 @@ struct NoModel {
     calls: Calls,
 }
 
-impl Forward for NoModel {
-    fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
-        let start = Instant::now();
-        self.steps += 1;
-        let (rows, count, vocab_size) = (&self.rows[self.steps % 2], step.logits_indices.len(), VOCAB as usize);
+impl NoModel {
+    fn logits(&self, count: usize) -> Logits<'_> {
+        let (rows, vocab_size) = (&self.rows[self.steps % 2], VOCAB as usize);
         let blocks = vocab_size.div_ceil(LOGITS_BLOCK);
-        let mut logits = Logits {
+        Logits {
             vocab_size,
             logits: &rows.logits[..count * vocab_size],
             max: &rows.max[..count],
             logsumexp: &rows.logsumexp[..count],
             block_max: &rows.blocks.max[..count * blocks],
             block_sum: &rows.blocks.sum[..count * blocks],
-            draws: &[],
-            ranks: &[],
-        };
-        let drawn = step.uniform.as_chunks().0.iter().zip(&step.temperature).enumerate();
+            draws: &self.draws,
+            ranks: &self.ranks,
+        }
+    }
+
+    /// What kernels draw, and how they rank it.
+    fn draw(&mut self, step: &Step) {
         self.draws.clear();
         self.ranks.clear();
-        for (i, (numbers, t)) in drawn {
-            let draws = draw::draw(&logits.row(i), *t, numbers);
+        for (i, numbers) in step.uniform.as_chunks().0.iter().enumerate() {
+            let (row, temperature) = (self.logits(step.logits_indices.len()).row(i), step.temperature[i]);
+            let draws = draw::draw(&row, temperature, numbers);
+            let ranks = if step.ranked[i] > 0 { draw::rank(&row, temperature, &draws) } else { [0.0; _] };
             self.draws.extend(draws);
-            let ranks = if step.ranked[i] > 0 { draw::rank(&logits.row(i), *t, &draws) } else { [0.0; _] };
             self.ranks.extend(ranks);
         }
-        (logits.draws, logits.ranks) = (&self.draws, &self.ranks);
+    }
+}
+
+impl Forward for NoModel {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
+        self.steps += 1;
+        let start = Instant::now();
+        self.draw(step);
         if let Ok(mut calls) = self.calls.lock() {
             *calls = Some((start, Instant::now()));
         }
-        Ok(logits)
+        Ok(self.logits(step.logits_indices.len()))
     }
 
     fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), DeviceError> {

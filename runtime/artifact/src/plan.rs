@@ -289,4 +289,4 @@ pub struct Outputs {
 pub const RANK: usize = 4;
 
 /// Tokens drawn from each row of logits.
-pub const DRAWS: usize = 4;
+pub const DRAWS: usize = 8;

@@ -231,8 +231,9 @@ impl Engine {
         let uses = self.queue.row_uses();
         self.step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
         self.queue.draw(&uses, &mut self.step);
+        let leaves_out = self.forward.leaves_out();
         let logits = self.forward.forward(&self.step)?;
-        let needed = self.queue.needed(&uses, &self.step, &logits);
+        let needed = if leaves_out { self.queue.needed(&uses, &self.step, &logits) } else { vec![] };
         let logits = if needed.is_empty() { logits } else { self.forward.bring(&self.step, &needed)? };
         self.queue.scheduler.advance();
         for (i, row_use) in uses.iter().enumerate() {

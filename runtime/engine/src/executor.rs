@@ -176,6 +176,10 @@ impl<D: Device> Forward for Executor<D> {
         self.logits(step)
     }
 
+    fn leaves_out(&self) -> bool {
+        self.device.leaves_out()
+    }
+
     fn bring(&mut self, step: &Step, rows: &[usize]) -> Result<Logits<'_>, DeviceError> {
         self.device.bring(rows)?;
         self.logits(step)

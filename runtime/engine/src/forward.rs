@@ -116,8 +116,12 @@ pub trait Forward: Send {
     /// The device failed.
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError>;
 
-    /// The rows of the step that was computed last, with all of those of which less was said to be read. Where rows are always
-    /// whole, nobody asks.
+    /// Whether rows of which it was said that less is read are not whole: whoever needs more of one has to [`Forward::bring`] it.
+    fn leaves_out(&self) -> bool {
+        false
+    }
+
+    /// The rows of the step that was computed last, with all of those of which less was said to be read.
     ///
     /// # Errors
     /// The device failed.

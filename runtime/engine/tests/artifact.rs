@@ -68,7 +68,7 @@ fn plan(symbols: [&str; 3]) -> Plan {
             buffer("block_max", 12416, MAX_LOGITS * 8, 2),
             buffer("block_sum", 12544, MAX_LOGITS * 8, 2),
             buffer("draws", 12608, MAX_LOGITS * 4 * DRAWS as u64, 2),
-            buffer("ranks", 12736, MAX_LOGITS * 4 * (RANK * DRAWS) as u64, 2),
+            buffer("ranks", 12864, MAX_LOGITS * 4 * (RANK * DRAWS) as u64, 2),
         ],
         weights: vec![Weight {
             name: "bias".into(),

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <stdint.h>
 
-enum { BLOCK_SIZE = 4, VOCAB = 300, RUN = 256, DRAWS = 4 };
+enum { BLOCK_SIZE = 4, VOCAB = 300, RUN = 256, DRAWS = 8 };
 
 /* token_ids, slot_mapping, keys, values; one program per token. */
 void store(const uint64_t *a, uint64_t begin, uint64_t end) {

@@ -125,7 +125,7 @@ pub struct Epilogue {
 pub const STATS_BLOCK: usize = 256;
 
 /// Tokens that [`Call::Draw`] draws from each row of logits: of what leaves some tokens out, one of so many is rarely none.
-pub const DRAWS: usize = 4;
+pub const DRAWS: usize = 8;
 
 impl Epilogue {
     /// Operands of a product up to its scales: x, weight, bias, residual.

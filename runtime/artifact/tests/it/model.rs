@@ -71,8 +71,8 @@ pub(crate) fn plan() -> Plan {
             buffer("logsumexp", 4160, 32, [1, 1]),
             buffer("block_max", 4224, 32, [1, 1]),
             buffer("block_sum", 4288, 32, [1, 1]),
-            buffer("draws", 4352, 128, [1, 1]),
-            buffer("ranks", 4480, 512, [1, 1]),
+            buffer("draws", 4352, 256, [1, 1]),
+            buffer("ranks", 4608, 1024, [1, 1]),
         ],
         weights: weights(),
         kernels: vec![

@@ -110,6 +110,11 @@ pub trait Device: Send {
     /// There is no room for so many values; the device failed.
     fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError>;
 
+    /// Whether [`Device::read`] gives no more of a row of logits than the step says is read.
+    fn leaves_out(&self) -> bool {
+        false
+    }
+
     /// Brings all of some rows of logits that the last step computed, where [`Device::read`] would not give them.
     ///
     /// # Errors

@@ -300,6 +300,10 @@ impl Device for CudaDevice {
         Ok(self.stream.synchronize()?)
     }
 
+    fn leaves_out(&self) -> bool {
+        true
+    }
+
     fn bring(&mut self, rows: &[usize]) -> Result<(), DeviceError> {
         rows.iter().try_for_each(|row| self.outputs.fetch_all(&self.stream, &self.arena, *row..row + 1))?;
         Ok(self.stream.synchronize()?)
