@@ -26,6 +26,9 @@ pub struct Subject {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
     pub engine: cli::Engine,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group has no help of its own")]
+    pub vllm: cli::vllm::Given<cli::vllm::Offline>,
 }
 
 impl Subject {
@@ -34,6 +37,7 @@ impl Subject {
     /// # Errors
     /// There is none, or it does not load.
     pub fn open(&self) -> Result<Session> {
+        self.vllm.tell();
         Session::open(self.named.name(), &self.engine, self.json)
     }
 

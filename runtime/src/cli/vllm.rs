@@ -10,7 +10,7 @@ mod table;
 use crate::{error::note, table::columns};
 use clap::{Arg, ArgAction, ArgMatches, Command, Error, FromArgMatches, builder::ValueParser, error::ErrorKind};
 use std::marker::PhantomData;
-pub use table::{Batch, Client, Engine, Frontend};
+pub use table::{Batch, Client, Engine, Frontend, Offline};
 
 /// How a flag is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,6 +248,23 @@ mod tests {
         ] {
             let error = serve(flags).unwrap_err();
             assert!(error.contains(message), "{flags}: {error}");
+        }
+    }
+
+    #[test]
+    fn command_lines_of_vllm_are_read() {
+        for line in [
+            "serve --model m --host 0.0.0.0 --port 8000 --dtype bfloat16 --max-model-len 8k --gpu-memory-utilization 0.95 \
+             --tensor-parallel-size 1 --enable-auto-tool-choice --tool-call-parser hermes --trust-remote-code \
+             --disable-log-requests --served-model-name a b --enable-prefix-caching --swap-space 4 --max-num-seqs 64",
+            "run --serve m --max_num_batched_tokens=2048 --no-enable-prefix-caching --max-logprobs 5",
+            "run-batch -i in.jsonl -o out.jsonl --model m --enable-prompt-tokens-details --url http://0.0.0.0 --port 8000",
+            "bench serve --endpoint-type openai --model m --dataset-name random --random-input-len 8 --trust-remote-code",
+            "bench latency --model m --input-len 8 --output-len 8 --batch-size 2 --disable-detokenize --num-iters 3 -tp 1",
+            "bench throughput --backend vllm --async-engine --model m --dataset-name random --num-prompts 3 --load-format auto",
+        ] {
+            let args = crate::cli::normalize(format!("rvllm {line}").split_whitespace().map(Into::into));
+            assert!(Cli::try_parse_from(args).is_ok(), "{line}");
         }
     }
 

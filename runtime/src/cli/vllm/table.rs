@@ -312,6 +312,27 @@ impl Table for Batch {
     ];
 }
 
+/// Flags of `vllm bench latency` and `vllm bench throughput`.
+#[derive(Clone, Debug)]
+pub struct Offline;
+
+const ALONE: &str = "the engine alone is measured";
+
+impl Table for Offline {
+    const RULES: &'static [Rule] = &[
+        switch!("async-engine", NoEffect, ALONE),
+        value("backend", Only(&["vllm"]), ALONE),
+        value("dataset", Refused, "--dataset-name and --dataset-path say what is asked"),
+        switch!("disable-detokenize", NoEffect, "no text is made of the tokens"),
+        switch!("disable-frontend-multiprocessing", NoEffect, ONE_PROCESS),
+        value("hf-max-batch-size", Refused, ALONE),
+        value("lora-path", Refused, ADAPTERS),
+        value("prefix-len", Refused, "--random-prefix-len says what random prompts begin with"),
+        switch!("profile", OFF, "device-tests --profile tells of kernels"),
+        switch!("use-beam-search", OFF, "bench serve measures it: --extra-body '{\"use_beam_search\": true}'"),
+    ];
+}
+
 /// Flags of `vllm bench serve`.
 #[derive(Clone, Debug)]
 pub struct Client;
