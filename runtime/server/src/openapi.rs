@@ -44,6 +44,7 @@ pub fn describe(served: &Served, config: &Config, is_open: impl Fn(&str) -> bool
     // Types of the description have string keys and finite numbers, so each can be written.
     let mut api = serde_json::to_value(Api::openapi()).unwrap_or_default();
     bounds::complete(&mut api, served, config);
+    add_further(&mut api, config);
     REQUESTS.iter().for_each(|name| tell_refusals(&mut api, name, config.strict));
     operations(&mut api).for_each(|(_, operation)| {
         tell_events(operation);
@@ -56,6 +57,38 @@ pub fn describe(served: &Served, config: &Config, is_open: impl Fn(&str) -> bool
         need_key(&mut api, is_open);
     }
     api.to_string()
+}
+
+/// Adds the routes that are others by a further name, or that a flag opens.
+fn add_further(api: &mut Value, config: &Config) {
+    let health = api["paths"]["/health"]["get"].clone();
+    let named = |mut operation: Value, id: &str, text: &str| {
+        (operation["operationId"], operation["summary"]) = (id.into(), text.into());
+        operation
+    };
+    let ping = |id: &str| named(health.clone(), id, "SageMaker's name of /health.");
+    let pings = json!({"get": ping("ping"), "post": ping("ping_by_post")});
+    let mut invocations = named(
+        api["paths"]["/v1/chat/completions"]["post"].clone(),
+        "invocations",
+        "SageMaker's route: continues a conversation where the body has messages, else prompts.",
+    );
+    let either = |chat: &str, text: &str| {
+        let kind = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+        json!({"anyOf": [kind(chat), kind(text)]})
+    };
+    invocations["requestBody"]["content"]["application/json"]["schema"] = either("ChatRequest", "CompletionRequest");
+    let answers = &mut invocations["responses"]["200"]["content"];
+    answers["application/json"]["schema"] = either("ChatCompletion", "Completion");
+    let paths = &mut api["paths"];
+    paths["/ping"] = pings;
+    paths["/invocations"] = json!({"post": invocations});
+    if config.tokenizer_info {
+        let answer = json!({"description": "tokenizer_config.json", "content": {"application/json": {"schema": {"type": "object"}}}});
+        let told = json!({"responses": {"200": answer}});
+        let summary = "The tokenizer's configuration, with the chat template that is used.";
+        paths["/tokenizer_info"] = json!({"get": named(told, "tokenizer_info", summary)});
+    }
 }
 
 /// Adds the fields that are taken only where they ask for nothing, and says whether there may be others.

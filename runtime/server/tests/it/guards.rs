@@ -16,13 +16,13 @@ fn request(method: &str, path: &str, authorization: Option<&str>) -> Request<Bod
 #[tokio::test]
 async fn every_route_but_probes_needs_a_key() {
     let keys = vec!["one".to_string(), "two".to_string()];
-    let s = Server::new(Config { api_keys: keys.clone(), ..Config::default() });
+    let s = Server::new(Config { api_keys: keys.clone(), tokenizer_info: true, ..Config::default() });
     let basic = format!("Basic {}", STANDARD.encode("me:two"));
     let mut guarded = vec![("GET", "/nowhere"), ("POST", "/v1/models"), ("GET", "/")];
     for (path, methods) in
         s.answer(request("GET", "/openapi.json", Some("Bearer one"))).await.json()["paths"].as_object().unwrap()
     {
-        let open = ["/health", "/ready", "/metrics"].contains(&path.as_str());
+        let open = ["/health", "/ping", "/ready", "/metrics"].contains(&path.as_str());
         for method in methods.as_object().unwrap().keys() {
             let method = method.to_uppercase();
             if open {
@@ -32,7 +32,7 @@ async fn every_route_but_probes_needs_a_key() {
             }
         }
     }
-    assert!(guarded.len() >= 10);
+    assert!(guarded.len() >= 12);
     for (method, path) in guarded {
         for wrong in [None, Some("Bearer three"), Some("Bearer "), Some("one")] {
             let answer = s.answer(request(method, path, wrong)).await;

@@ -42,7 +42,7 @@ async fn keys_and_strictness_are_told() {
     let api = described(Config { api_keys: vec!["k".into()], strict: true, ..Config::default() }).await;
     assert_eq!(api["components"]["schemas"]["TokenizeText"]["additionalProperties"], false);
     for (path, operations) in api["paths"].as_object().unwrap() {
-        let open = ["/health", "/ready", "/metrics"].contains(&path.as_str());
+        let open = ["/health", "/ping", "/ready", "/metrics"].contains(&path.as_str());
         for (method, operation) in operations.as_object().unwrap() {
             assert_eq!(operation.get("security").is_none(), open, "{method} {path}");
             assert_eq!(operation["responses"].get("401").is_none(), open, "{method} {path}");
