@@ -72,8 +72,13 @@ fn largest(values: &[f32]) -> f32 {
 /// When the model was called, and when it returned.
 type Calls = Arc<Mutex<Option<(Instant, Instant)>>>;
 
+/// What kernels drew from the rows of each step, and how they ranked it.
+type Drawn = Arc<Mutex<Vec<[Vec<f32>; 2]>>>;
+
 struct NoModel {
     limits: Limits,
+    /// Noted in a first run, and found in memory in the one that is timed.
+    drawn: Drawn,
     draws: Vec<f32>,
     ranks: Vec<f32>,
     rows: Arc<[Rows; 2]>,
@@ -98,16 +103,16 @@ impl NoModel {
     }
 
     /// What kernels draw, and how they rank it.
-    fn draw(&mut self, step: &Step) {
-        self.draws.clear();
-        self.ranks.clear();
+    fn draw(&self, step: &Step) -> [Vec<f32>; 2] {
+        let [mut drawn, mut ranked] = [vec![], vec![]];
         for (i, numbers) in step.uniform.as_chunks().0.iter().enumerate() {
             let (row, temperature) = (self.logits(step.logits_indices.len()).row(i), step.temperature[i]);
             let draws = draw::draw(&row, temperature, numbers);
             let ranks = if step.ranked[i] > 0 { draw::rank(&row, temperature, &draws) } else { [0.0; _] };
-            self.draws.extend(draws);
-            self.ranks.extend(ranks);
+            drawn.extend(draws);
+            ranked.extend(ranks);
         }
+        [drawn, ranked]
     }
 }
 
@@ -117,9 +122,14 @@ impl Forward for NoModel {
     }
 
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
-        self.steps += 1;
         let start = Instant::now();
-        self.draw(step);
+        self.steps += 1;
+        if let Ok(mut all) = self.drawn.clone().lock() {
+            if all.len() < self.steps {
+                all.push(self.draw(step));
+            }
+            [self.draws, self.ranks] = all[self.steps - 1].clone();
+        }
         if let Ok(mut calls) = self.calls.lock() {
             *calls = Some((start, Instant::now()));
         }
@@ -131,7 +141,7 @@ impl Forward for NoModel {
     }
 }
 
-fn engine(rows: &Arc<[Rows; 2]>, calls: &Calls) -> Engine {
+fn engine(rows: &Arc<[Rows; 2]>, calls: &Calls, drawn: &Drawn) -> Engine {
     let limits = Limits {
         vocab_size: VOCAB,
         max_model_len: 4096,
@@ -145,6 +155,7 @@ fn engine(rows: &Arc<[Rows; 2]>, calls: &Calls) -> Engine {
     Engine::new(EngineParts {
         forward: Box::new(NoModel {
             limits,
+            drawn: drawn.clone(),
             draws: vec![],
             ranks: vec![],
             rows: rows.clone(),
@@ -172,19 +183,23 @@ fn step(engine: &mut Engine, calls: &Calls) -> Result<Times> {
     Ok(Times([end - start - (returned - called), called - start, end - returned]))
 }
 
-fn measure(name: &str, params: &SamplingParams, rows: &mut Arc<[Rows; 2]>) -> Result<()> {
-    let sets = Arc::get_mut(rows).context("rows are in use")?;
-    sets.iter_mut().for_each(|rows| rows.set_temperature(params.drawn_at().unwrap_or(1e-30)));
+/// Times of all steps.
+fn run(params: &SamplingParams, rows: &Arc<[Rows; 2]>, drawn: &Drawn) -> Result<Vec<Times>> {
     let calls = Calls::default();
-    let mut engine = engine(rows, &calls);
+    let mut engine = engine(rows, &calls, drawn);
     for id in 0..u64::from(SEQS) {
         let prompt = (0..PROMPT).map(|i| (i * 31 + id as u32 * 7) % VOCAB).collect();
         engine.add_request(id, prompt, params.clone())?;
     }
-    for _ in 0..WARM_UP {
-        step(&mut engine, &calls)?;
-    }
-    let mut times = (0..STEPS).map(|_| step(&mut engine, &calls)).collect::<Result<Vec<Times>>>()?;
+    (0..WARM_UP + STEPS).map(|_| step(&mut engine, &calls)).collect()
+}
+
+fn measure(name: &str, params: &SamplingParams, rows: &mut Arc<[Rows; 2]>) -> Result<()> {
+    let sets = Arc::get_mut(rows).context("rows are in use")?;
+    sets.iter_mut().for_each(|rows| rows.set_temperature(params.drawn_at().unwrap_or(1e-30)));
+    let drawn = Drawn::default();
+    run(params, rows, &drawn)?;
+    let mut times = run(params, rows, &drawn)?.split_off(WARM_UP);
     let mut at = |part: usize, fraction: f64| {
         times.sort_by_key(|t| t.0[part]);
         times[(fraction * (STEPS - 1) as f64) as usize].0[part].as_secs_f64() * 1e6
@@ -201,7 +216,8 @@ fn measure(name: &str, params: &SamplingParams, rows: &mut Arc<[Rows; 2]>) -> Re
 fn measure_prefill(rows: &Arc<[Rows; 2]>) -> Result<()> {
     const PROMPTS: u64 = 16;
     let calls = Calls::default();
-    let mut engines = [engine(rows, &calls), engine(rows, &calls)];
+    let drawn = [Drawn::default(), Drawn::default()];
+    let mut engines = drawn.each_ref().map(|drawn| engine(rows, &calls, drawn));
     engines[0].set_prefix_caching(false);
     let params =
         SamplingParams { temperature: 0.0, max_tokens: Some(1), detokenize: false, ..SamplingParams::default() };
