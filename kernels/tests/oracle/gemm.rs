@@ -50,13 +50,7 @@ impl Inputs {
     fn run(&self, s: &Gemm, m: usize) -> Vec<f32> {
         let mut run = Run::new(gemm("gemm", s), Symbols { t: m, l: m, ..Symbols::default() });
         run.set("a", &self.a).set("weight", &self.weight);
-        if s.epilogue.bias {
-            run.set("bias", &self.bias);
-        }
-        if s.epilogue.residual {
-            run.set("residual", &self.residual);
-        }
-        run.go().get("c").to_vec()
+        finish(run, s, [&self.bias, &self.residual])
     }
 
     /// Row `row` of the weight times row `i` of a, with its bias.
@@ -69,6 +63,17 @@ impl Inputs {
     fn expected(&self, s: &Gemm, m: usize) -> Vec<f32> {
         with_epilogue(s, m, |i, row| self.product(s, i, row), &self.residual)
     }
+}
+
+/// The product of a run that has all but its epilogue's operands.
+pub(super) fn finish(mut run: Run, s: &Gemm, [bias, residual]: [&[f32]; 2]) -> Vec<f32> {
+    if s.epilogue.bias {
+        run.set("bias", bias);
+    }
+    if s.epilogue.residual {
+        run.set("residual", residual);
+    }
+    run.go().get("c").to_vec()
 }
 
 /// What a product of `m` rows leaves; `product` is row `i` of a times row `row` of the weight, with its bias.

@@ -5,7 +5,7 @@
 
 use crate::{
     Numbers, Run, Symbols, assert_close,
-    gemm::{PLAIN, with_epilogue},
+    gemm::{PLAIN, finish, with_epilogue},
 };
 use rvllm_ir::{
     DType, Sym,
@@ -94,13 +94,7 @@ impl Operands {
         if how.zeros {
             run.set("weight_zero", &self.zeros);
         }
-        if s.epilogue.bias {
-            run.set("bias", &self.bias);
-        }
-        if s.epilogue.residual {
-            run.set("residual", &self.residual);
-        }
-        run.go().get("c").to_vec()
+        finish(run, s, [&self.bias, &self.residual])
     }
 
     /// Row `row` of the weight's numbers times row `i` of a's, with its bias.

@@ -1,9 +1,9 @@
 //! From a row of logits to a token at random, reading as little of the row as the choice needs.
 //!
-//! Tokens are drawn of all where the row is computed: kernels leave them beside it. Where they do not, what each run of logits
-//! weighs is known, so that a place drawn on the line of all runs tells which run to read. Where min_p, top_k or top_p leave only some tokens, or a grammar permits only some, a token is drawn of all, and taken if it is
-//! one of those: that reads the runs with likelier tokens alone. Which tokens they are is found out where several draws fail,
-//! or one is undecided.
+//! Tokens are drawn of all, and ranked, where the row is computed: kernels leave that beside it. Where they do not, what each
+//! run of logits weighs is known, so that a place on the line of all runs tells which run to read. Where min_p, top_k or top_p
+//! leave only some tokens, or penalties and a grammar leave some less likely, a drawn token is taken if it is one of those, or
+//! as often as it still weighs. Which tokens are left is found out where several draws fail, or one is undecided.
 //!
 //! Invariants:
 //! - a choice is a function of the row, the parameters and the random number alone;

@@ -434,12 +434,7 @@ impl Lower<'_> {
     /// The one result of an instruction.
     fn value(&mut self, s: &Stmt) -> Result<Value, Error> {
         match &s.inst {
-            Inst::ProgramId(_)
-            | Inst::Const(_)
-            | Inst::Sym(_)
-            | Inst::Index(..)
-            | Inst::Read { .. }
-            | Inst::ToIndex(_) => self.scalar(&s.inst).map(Value::Index),
+            inst if *self.kernel.ty(s.results[0]) == Type::Index => self.scalar(inst).map(Value::Index),
             Inst::Load { tensor, at } => {
                 let (at, ty) = (self.indices(at)?, self.kernel.tile(s.results[0]).clone());
                 match ty.layout {
