@@ -44,8 +44,10 @@ impl Lower<'_> {
         let place = t.place().unwrap_or(Place::Runs(matrix(&t.shape)));
         let whole = shape.iter().all(|n| *n == 1);
         let last = axis == shape.len();
+        // what becomes one number is every thread's
+        let shared = whole && !matches!(t.data, Data::Splat(_));
         let data = match place {
-            _ if n == 1 => self.reshaped(t, place),
+            _ if n == 1 && !shared => self.reshaped(t, place),
             Place::Runs(_) | Place::Slice { .. } if whole => Data::Splat(self.reduce_all(op, t, place)),
             Place::Fragments(s) if last && matrix(&t.shape) == s => self.reduce_fragments(op, t, s),
             Place::Runs(s) if last && matrix(&t.shape) == s && self.threads_of_row(s).is_some() => {
