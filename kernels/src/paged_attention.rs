@@ -105,10 +105,10 @@ impl Step {
     fn declare(k: &mut KernelBuilder) -> Step {
         let list = |dim: Dim| TensorType::new([dim], DType::I32);
         Step {
-            tile_seq: k.input("tile_seq", list(Sym::Q.into())),
-            tile_start: k.input("tile_start", list(Sym::Q.into())),
-            query_start_loc: k.input("query_start_loc", list(Dim::SymPlusOne(Sym::R))),
-            seq_lens: k.input("seq_lens", list(Sym::R.into())),
+            tile_seq: k.step_input("tile_seq", list(Sym::Q.into())),
+            tile_start: k.step_input("tile_start", list(Sym::Q.into())),
+            query_start_loc: k.step_input("query_start_loc", list(Dim::SymPlusOne(Sym::R))),
+            seq_lens: k.step_input("seq_lens", list(Sym::R.into())),
         }
     }
 }
@@ -153,7 +153,7 @@ pub fn paged_attention(name: &str, s: &PagedAttention) -> Kernel {
     let q = k.input("q", TensorType::new(heads, s.cache.dtype));
     let cache = s.cache.declare(&mut k, Access::In);
     let step = Step::declare(&mut k);
-    let block_table = k.input("block_table", TensorType::new([Sym::R, Sym::M], DType::I32));
+    let block_table = k.step_input("block_table", TensorType::new([Sym::R, Sym::M], DType::I32));
     let out = s.declare_result(&mut k);
     let states = States::declare(&mut k, s, Access::Out);
     let Scope { head, tile } = Scope::of_program(&mut k, s, &step);
@@ -291,7 +291,8 @@ impl Program {
     fn attend_parts(&self, k: &mut KernelBuilder, s: &PagedAttention, bounds: (Val, Val), split: Split) -> Softmax {
         if split.spread == Spread::Together {
             let softmax = Softmax::new(k, s.rows(), s.cache.head_dim);
-            let state = k.fold(split.parts, split.parts, &softmax.state(), |k, i, state| {
+            let (zero, parts) = (k.index(0), split.seen(k, bounds.1));
+            let state = k.pipeline(zero, parts, split.parts, &softmax.state(), |k, i, state| {
                 let softmax = self.attend_part(k, s, bounds, split, i);
                 Softmax::from(state).join(k, &softmax).state().to_vec()
             });

@@ -156,7 +156,7 @@ fn lower_by_warps(kernel: &Kernel, target: &Target) -> Result<(Lowered, usize), 
     lower.begin(step);
     lower.programs()?;
     let (bytes, cluster) = (lower.shared.bytes(), lower.cluster);
-    let head = signature(kernel, &lower.pointers, step, &[], [threads, cluster]);
+    let head = signature(kernel, &lower.pointers, step, &[], [threads, cluster, 1]);
     let launch = GpuLaunch {
         threads: threads as u32,
         shared_bytes: bytes as u32,
@@ -171,9 +171,15 @@ fn lower_by_warps(kernel: &Kernel, target: &Target) -> Result<(Lowered, usize), 
     Ok((Lowered { text, launch: Some(launch) }, bytes))
 }
 
-/// Name, parameters and bounds of the entry. Only what no launch writes is declared free of aliases: the compiler may then
+/// Name, parameters and bounds of the entry: threads of a CTA, CTAs of a cluster, and those that a multiprocessor is to hold. Only what no launch writes is declared free of aliases: the compiler may then
 /// read it at any time, which for other tensors would be before the predecessors are done.
-fn signature(kernel: &Kernel, pointers: &[Ssa], step: Ssa, maps: &[Ssa], [threads, cluster]: [usize; 2]) -> String {
+fn signature(
+    kernel: &Kernel,
+    pointers: &[Ssa],
+    step: Ssa,
+    maps: &[Ssa],
+    [threads, cluster, residents]: [usize; 3],
+) -> String {
     let mut params = vec![];
     for (p, pointer) in kernel.params.iter().zip(pointers) {
         let facts = if p.access.is_fixed() { " {llvm.noalias, llvm.readonly}" } else { "" };
@@ -182,7 +188,7 @@ fn signature(kernel: &Kernel, pointers: &[Ssa], step: Ssa, maps: &[Ssa], [thread
     params.push(format!("{step}: !llvm.ptr<1> {{llvm.noalias, llvm.readonly}}"));
     let map = "llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant";
     params.extend(maps.iter().map(|m| format!("{m}: !llvm.ptr {{{map}}}")));
-    let bounds = format!("nvvm.kernel, nvvm.maxntid = array<i32: {threads}, 1, 1>, nvvm.minctasm = 1 : i32");
+    let bounds = format!("nvvm.kernel, nvvm.maxntid = array<i32: {threads}, 1, 1>, nvvm.minctasm = {residents} : i32");
     let cluster = match cluster {
         1 => String::new(),
         n => format!(", nvvm.cluster_dim = array<i32: {n}, 1, 1>"),
@@ -415,7 +421,10 @@ impl Lower<'_> {
             }
             Inst::Pipeline { lo, hi, stages, init, body } => {
                 let results = match spread::parts(self.kernel, s) {
-                    Some(n) if n == self.cluster && self.leads.is_none() => self.spread(n, init, body)?,
+                    Some(n) if n == self.cluster && self.leads.is_none() => {
+                        let n = self.index(*hi)?;
+                        self.spread(n, init, body)?
+                    }
                     _ => self.pipeline([*lo, *hi], *stages, init, body)?,
                 };
                 self.values.extend(s.results.iter().copied().zip(results));

@@ -16,7 +16,7 @@ use crate::{
     text::{Elem, Ssa, Ty},
 };
 use rvllm_ir::{
-    tile::{Block, Inst, Kernel, Stmt, Val},
+    tile::{Block, IndexOp, Inst, Kernel, Stmt, Val},
     types::DType,
 };
 use std::collections::HashSet;
@@ -31,21 +31,33 @@ pub(crate) fn cluster(kernel: &Kernel) -> usize {
     found.first().copied().unwrap_or(1)
 }
 
-/// Iterations of a loop that is to be spread.
+/// Iterations, at most, of a loop that is to be spread.
 pub(crate) fn parts(kernel: &Kernel, s: &Stmt) -> Option<usize> {
     let Inst::Pipeline { lo, hi, stages, body, .. } = &s.inst else { return None };
-    let whole = constant(kernel, *lo) == Some(0) && constant(kernel, *hi) == Some(*stages as i64);
+    let whole = constant(kernel, *lo) == Some(0) && most(kernel, *hi) == Some(*stages as i64);
     let nested = any(body, &|s| matches!(s.inst, Inst::Pipeline { .. }));
     let fits = (2..=MAX_CLUSTER).contains(stages) && stages.is_power_of_two();
     (whole && nested && fits && Parts::of(body).is_some()).then_some(*stages)
 }
 
 fn constant(kernel: &Kernel, v: Val) -> Option<i64> {
+    match definition(kernel, v)? {
+        Inst::Const(c) => Some(*c),
+        _ => None,
+    }
+}
+
+/// What an index is at most: a constant, or the smaller of something and one.
+fn most(kernel: &Kernel, v: Val) -> Option<i64> {
+    match definition(kernel, v)? {
+        Inst::Index(IndexOp::Min, _, most) => constant(kernel, *most),
+        _ => constant(kernel, v),
+    }
+}
+
+fn definition(kernel: &Kernel, v: Val) -> Option<&Inst> {
     let mut found = None;
-    for_each(&kernel.body, &mut |s| match s.inst {
-        Inst::Const(c) if s.results.contains(&v) => found = Some(c),
-        _ => {}
-    });
+    for_each(&kernel.body, &mut |s| found = found.or(s.results.contains(&v).then_some(&s.inst)));
     found
 }
 
@@ -99,8 +111,9 @@ struct Sent {
 }
 
 impl Lower<'_> {
-    /// Lowers a loop of `n` iterations; hands back what the carried values are after it, which only the first CTA has.
-    pub(crate) fn spread(&mut self, n: usize, init: &[Val], body: &Block) -> Result<Vec<Value>, Error> {
+    /// Lowers a loop of `n` iterations, at most one for each CTA; hands back what the carried values are after it, which only the
+    /// first CTA has.
+    pub(crate) fn spread(&mut self, n: Index, init: &[Val], body: &Block) -> Result<Vec<Value>, Error> {
         let Some(parts) = Parts::of(body) else { return Err(self.unsupported("a loop spread over CTAs")) };
         let rank = self.rank;
         self.values.insert(body.params[0], Value::Index(rank));
@@ -111,7 +124,7 @@ impl Lower<'_> {
         let (sent, start) = self.send(&exchanged)?;
         self.cluster_barrier();
         let first = self.w.below(rank, Index::constant(1));
-        let (all, none) = (self.w.int(n as i64), self.w.int(0));
+        let (all, none) = (self.w.ssa(n), self.w.int(0));
         let trips = match first {
             crate::bounds::Cond::If(c) => self.w.select(c, all, none),
             _ => all,
@@ -129,7 +142,7 @@ impl Lower<'_> {
         self.settle_shared();
     }
 
-    /// Writes values to shared memory, register by register, thread by thread.
+    /// Writes values to shared memory, register by register, thread by thread of those that have rows.
     fn send(&mut self, values: &[Val]) -> Result<(Vec<Sent>, Ssa), Error> {
         let mut sent = vec![];
         let mut regs = vec![];
@@ -143,27 +156,34 @@ impl Lower<'_> {
             sent.push(Sent { value: *v, tile, first: regs.len(), count: own.len() });
             regs.extend(own);
         }
-        let region = self.region(4 * self.threads * regs.len());
+        let threads = self.working_threads();
+        let region = self.region(4 * threads * regs.len());
         self.write_region(region);
         let start = self.region_start(region);
-        let bytes = self.w.scale(self.thread, 4);
+        let last = Index::constant(threads as i64 - 1);
+        let thread = self.w.index(IndexOp::Min, self.thread, last);
+        let bytes = self.w.scale(thread, 4);
         let mine = self.w.at(start, bytes);
-        for (i, v) in regs.into_iter().enumerate() {
-            let p = self.w.offset(mine, (4 * i * self.threads) as i64);
-            self.w.store(v, p, 4);
-        }
+        let works = self.w.below(self.thread, Index::constant(threads as i64));
+        self.under(works, |l| {
+            for (i, v) in regs.into_iter().enumerate() {
+                let p = l.w.offset(mine, (4 * i * threads) as i64);
+                l.w.store(v, p, 4);
+            }
+        });
         Ok((sent, mine))
     }
 
-    /// What CTA `from` sent.
+    /// What CTA `from` sent; anything in threads that have no rows.
     fn receive(&mut self, sent: &[Sent], start: Ssa, from: Ssa) {
+        let threads = self.working_threads();
         let rank = self.w.convert("arith.trunci", from, Ty::Scalar(Elem::I32));
         let theirs = self.w.intrinsic("llvm.nvvm.mapa.shared.cluster", &[start, rank], Ty::Cluster);
         for s in sent {
             let elem = if s.tile.dtype == DType::I32 { Elem::I32 } else { Elem::F32 };
             let mut regs = vec![];
             for i in s.first..s.first + s.count {
-                let p = self.w.offset(theirs, (4 * i * self.threads) as i64);
+                let p = self.w.offset(theirs, (4 * i * threads) as i64);
                 regs.push(self.w.load(p, Ty::Scalar(elem), 4));
             }
             let data = match &s.tile.data {

@@ -1,5 +1,5 @@
 //! The consumers: every warpgroup works on 64 rows of the program, in the statements' order but for one thing: in an innermost
-//! loop, the product that takes what was computed runs while the next iteration's is computed.
+//! loop of two warpgroups, the product that takes what was computed runs while the next iteration's is computed.
 //!
 //! Invariants:
 //! - which products are under way changes no operation and no order of sums;
@@ -8,6 +8,7 @@
 use super::{
     super::{Lower, Value, operand::Matrix, place::Place, shared::Region, spread},
     find::{Stream, Through},
+    groups,
     ring::Slot,
 };
 use crate::{
@@ -68,7 +69,7 @@ impl Lower<'_> {
             Inst::Pipeline { lo, hi, init, body, .. } => {
                 let bounds = [self.index(*lo)?, self.index(*hi)?];
                 let results = match spread::parts(self.kernel, s) {
-                    Some(n) if n == self.cluster && self.leads.is_none() => self.spread(n, init, body)?,
+                    Some(n) if n == self.cluster && self.leads.is_none() => self.spread(bounds[1], init, body)?,
                     _ if self.passing(body).is_empty() => self.consume_loop(bounds, init, body)?,
                     _ => self.consume_passing(bounds, init, body)?,
                 };
@@ -193,8 +194,9 @@ impl Lower<'_> {
     }
 
     /// Threads that hold rows of the program.
-    fn working_threads(&self) -> usize {
-        self.threads.min(32 * self.streams().plan.rows.div_ceil(16))
+    pub(in crate::nvidia) fn working_threads(&self) -> usize {
+        let rows = self.streams.as_ref().map(|s| s.plan.rows.div_ceil(16));
+        self.threads.min(rows.map_or(usize::MAX, |rows| 32 * rows))
     }
 
     fn parking(&mut self, region: Region, thread: Index) -> Ssa {
@@ -255,22 +257,10 @@ impl Lower<'_> {
         let any = self.w.compare("slt", from, to);
         let results = self.w.begin_choice(any, &given.iter().map(|v| v.ty).collect::<Vec<_>>());
         let first = self.passed(Through::Passing);
-        self.enter(body, &given);
-        let left = self.front(&turn, body, [lo, lo], first, None)?;
-        let start = self.w.add_const(lo, 1);
-        let bounds = [self.w.ssa(start), to, self.w.int(1)];
-        let init: Vec<Ssa> = [&left.carried[..], &left.a, &left.sums].concat();
-        let open = self.w.begin_loop(bounds, &init);
-        let i = Index::value(open.i);
-        let came = left.split(&open.carried);
-        self.enter_carried(body, &turn, &came.carried);
-        let left = self.front(&turn, body, [lo, i], first, Some(came))?;
-        let yields: Vec<Ssa> = [&left.carried[..], &left.a, &left.sums].concat();
-        let last = self.w.end_loop(open, &yields);
-        let left = left.split(&last);
-        let behind = self.w.index(rvllm_ir::tile::IndexOp::Sub, hi, Index::constant(1));
-        let sums = self.back(&turn, [lo, behind], first, &left)?;
-        let given_back = self.with_sums(body, &turn, &left.carried, &sums);
+        let given_back = match groups(&self.streams().plan) {
+            1 => self.consume_in_turn(&turn, body, [lo, hi], first, &given)?,
+            _ => self.consume_overlapped(&turn, body, [lo, hi], first, &given)?,
+        };
         self.w.give(&given_back);
         self.w.otherwise();
         self.w.give(&given);
@@ -278,6 +268,53 @@ impl Lower<'_> {
         self.count_passed([lo, hi], turn.streams.len());
         let mut rest = &results[..];
         Ok(body.params[1..].iter().map(|v| self.carried_value(*v, &mut rest)).collect())
+    }
+
+    /// Iterations one after the other: what one warpgroup waits for, the multiprocessor's other CTA makes up for, and both fit
+    /// into its registers. Hands back all carried registers.
+    fn consume_in_turn(
+        &mut self,
+        turn: &Turn<'_>,
+        body: &Block,
+        [lo, hi]: [Index; 2],
+        first: Ssa,
+        given: &[Ssa],
+    ) -> Result<Vec<Ssa>, Error> {
+        let bounds = [self.w.ssa(lo), self.w.ssa(hi), self.w.int(1)];
+        let open = self.w.begin_loop(bounds, given);
+        let i = Index::value(open.i);
+        self.enter(body, &open.carried.clone());
+        let left = self.front(turn, body, [lo, i], first, None)?;
+        let sums = self.back(turn, [lo, i], first, &left)?;
+        let yields = self.with_sums(body, turn, &left.carried, &sums);
+        Ok(self.w.end_loop(open, &yields))
+    }
+
+    /// At least one iteration: its second product runs while the next one's first is computed. Hands back all carried registers.
+    fn consume_overlapped(
+        &mut self,
+        turn: &Turn<'_>,
+        body: &Block,
+        [lo, hi]: [Index; 2],
+        first: Ssa,
+        given: &[Ssa],
+    ) -> Result<Vec<Ssa>, Error> {
+        self.enter(body, given);
+        let left = self.front(turn, body, [lo, lo], first, None)?;
+        let start = self.w.add_const(lo, 1);
+        let bounds = [self.w.ssa(start), self.w.ssa(hi), self.w.int(1)];
+        let init: Vec<Ssa> = [&left.carried[..], &left.a, &left.sums].concat();
+        let open = self.w.begin_loop(bounds, &init);
+        let i = Index::value(open.i);
+        let came = left.split(&open.carried);
+        self.enter_carried(body, turn, &came.carried);
+        let left = self.front(turn, body, [lo, i], first, Some(came))?;
+        let yields: Vec<Ssa> = [&left.carried[..], &left.a, &left.sums].concat();
+        let last = self.w.end_loop(open, &yields);
+        let left = left.split(&last);
+        let behind = self.w.index(rvllm_ir::tile::IndexOp::Sub, hi, Index::constant(1));
+        let sums = self.back(turn, [lo, behind], first, &left)?;
+        Ok(self.with_sums(body, turn, &left.carried, &sums))
     }
 
     /// Sorts a body's statements.

@@ -33,15 +33,21 @@ use rvllm_ir::tile::{Block, IndexOp, Kernel, Val};
 use rvllm_targets::{Gpu, Target};
 use std::collections::HashMap;
 
-/// CTAs that are of use where each runs many programs: one per multiprocessor of the largest Hopper.
+/// Bytes of shared memory that every CTA takes beyond its own.
+const RESERVED: usize = 1024;
+/// CTAs of one consumer warpgroup that share a multiprocessor: while one waits for what it reads next, the other works.
+const RESIDENTS: usize = 2;
+/// Multiprocessors of the largest Hopper: CTAs that are of use where each runs many programs, over those that share one.
 const MULTIPROCESSORS: u32 = 132;
 /// Threads of a warpgroup.
 const WARPGROUP: usize = 128;
 /// Registers of a producer's threads and of a consumer's where two consumer warpgroups take theirs from a third: together no
 /// more than three warpgroups are launched with, 168 a thread, or the last waits for ever.
-const PRODUCER_REGISTERS: usize = 56;
-const CONSUMER_REGISTERS: usize = 224;
-const _: () = assert!(PRODUCER_REGISTERS + 2 * CONSUMER_REGISTERS <= 3 * 168);
+const REGISTERS: [usize; 2] = [56, 224];
+const _: () = assert!(REGISTERS[0] + 2 * REGISTERS[1] <= 3 * 168);
+/// The same of one consumer warpgroup of a CTA that shares a multiprocessor: 128 a thread of two warpgroups.
+const SHARED_REGISTERS: [usize; 2] = [64, 192];
+const _: () = assert!(SHARED_REGISTERS[0] + SHARED_REGISTERS[1] <= 2 * 128);
 /// Threads, of a warp each, that share out the streams: the instructions about one copy take a good part of its time.
 const PRODUCERS: usize = 2;
 /// Slots of the passing ring, at least: one iteration's left and right.
@@ -60,6 +66,7 @@ pub(crate) struct Streams<'k> {
     /// Slots of what is kept, by its value.
     kept: HashMap<Val, Slot>,
     role: Role,
+    share: Share,
 }
 
 /// Whose part of a kernel is being lowered.
@@ -75,24 +82,54 @@ fn groups(plan: &Plan<'_>) -> usize {
     plan.rows.div_ceil(M)
 }
 
-/// Threads of a CTA: a whole producer warpgroup where registers move between warpgroups.
-fn threads(groups: usize) -> usize {
-    WARPGROUP * groups + if groups > 1 { WARPGROUP } else { 32 * PRODUCERS }
+/// Registers of a producer's threads and of a consumer's, where they move between warpgroups.
+fn registers(groups: usize, share: Share) -> Option<[usize; 2]> {
+    match (groups, share.residents) {
+        (1, 1) => None,
+        (1, _) => Some(SHARED_REGISTERS),
+        _ => Some(REGISTERS),
+    }
+}
+
+/// Threads of a CTA: a whole producer warpgroup where registers move.
+fn threads(groups: usize, share: Share) -> usize {
+    WARPGROUP * groups + if registers(groups, share).is_some() { WARPGROUP } else { 32 * PRODUCERS }
+}
+
+/// What a CTA has of a multiprocessor.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// CTAs that share it.
+    residents: usize,
+    /// Bytes of shared memory of each.
+    bytes: usize,
+}
+
+impl Share {
+    /// Shares of the kernel's CTAs, best first.
+    fn of(kernel: &Kernel, plan: &Plan<'_>, gpu: &Gpu) -> Vec<Share> {
+        let whole = gpu.shared_bytes as usize;
+        let alone = Share { residents: 1, bytes: whole };
+        if groups(plan) > 1 || super::spread::cluster(kernel) > 1 {
+            return vec![alone];
+        }
+        vec![Share { residents: RESIDENTS, bytes: (whole + RESERVED) / RESIDENTS - RESERVED }, alone]
+    }
 }
 
 /// The MLIR of a kernel that streams; `None` for any other, and where shared memory does not hold what it takes.
 pub(super) fn lower(kernel: &Kernel, target: &Target, gpu: &Gpu) -> Option<Result<Lowered, Error>> {
     let plan = Plan::of(kernel)?;
-    let room = gpu.shared_bytes as usize;
     let passing = |s: &&Stream| s.through == Through::Passing;
     let most = plan.stages.max(1) * MIN_SLOTS;
     let slot = plan.streams.iter().filter(passing).map(Stream::bytes).max()?;
-    let slots = most.min(room / slot);
-    for slots in (MIN_SLOTS..=slots).rev() {
-        match lower_with(kernel, target, &plan, slots, room) {
-            Ok(Some(lowered)) => return Some(Ok(lowered)),
-            Ok(None) => {}
-            Err(error) => return Some(Err(error)),
+    for share in Share::of(kernel, &plan, gpu) {
+        for slots in (MIN_SLOTS..=most.min(share.bytes / slot)).rev() {
+            match lower_with(kernel, target, &plan, slots, share) {
+                Ok(Some(lowered)) => return Some(Ok(lowered)),
+                Ok(None) => {}
+                Err(error) => return Some(Err(error)),
+            }
         }
     }
     None
@@ -104,7 +141,7 @@ fn lower_with(
     target: &Target,
     plan: &Plan<'_>,
     slots: usize,
-    room: usize,
+    share: Share,
 ) -> Result<Option<Lowered>, Error> {
     let mut w = Writer::default();
     let pointers: Vec<Ssa> = kernel.params.iter().map(|_| w.fresh(Ty::Global)).collect();
@@ -125,6 +162,7 @@ fn lower_with(
         maps: maps.clone(),
         kept: HashMap::new(),
         role: Role::Consumer,
+        share,
     };
     let mut lower = Lower {
         kernel,
@@ -148,18 +186,18 @@ fn lower_with(
     lower.region(reserved);
     lower.begin(step);
     lower.roles()?;
-    let (bytes, cluster, threads) = (lower.shared.bytes(), lower.cluster, threads(groups(plan)));
-    if bytes > room {
+    let (bytes, cluster, threads) = (lower.shared.bytes(), lower.cluster, threads(groups(plan), share));
+    if bytes > share.bytes {
         return Ok(None);
     }
     let names: Vec<Ssa> = maps.iter().map(|(_, _, map)| *map).collect();
-    let head = signature(kernel, &lower.pointers, step, &names, [threads, cluster]);
+    let head = signature(kernel, &lower.pointers, step, &names, [threads, cluster, share.residents]);
     let launch = GpuLaunch {
         threads: threads as u32,
         shared_bytes: bytes as u32,
         cluster: cluster as u32,
         ctas_per_program: cluster as u32,
-        max_ctas: (cluster == 1).then_some(MULTIPROCESSORS),
+        max_ctas: (cluster == 1).then_some(MULTIPROCESSORS * share.residents as u32),
         registers: None,
         spill_bytes: None,
         tensor_maps: maps.iter().map(|(tensor, extents, _)| tensor_map(kernel, *tensor, extents)).collect(),
@@ -175,11 +213,14 @@ fn rings(plan: &Plan<'_>, slots: usize) -> ([Ring; 2], usize) {
         all.map(Stream::bytes).max().unwrap_or(0).next_multiple_of(PATTERN * find::LINE_BYTES)
     };
     let (kept, passing) = (largest(Through::Kept), largest(Through::Passing));
-    let first = kept + slots * passing;
-    let second = first + Ring::barrier_bytes(1);
+    // of many rows, two would leave little for what passes
+    let all_kept = if groups(plan) > 1 { 1 } else { 2 };
+    let start = all_kept * kept;
+    let first = start + slots * passing;
+    let second = first + Ring::barrier_bytes(all_kept);
     let rings = [
-        Ring { at: 0, slots: 1, slot_bytes: kept, barriers: first },
-        Ring { at: kept, slots, slot_bytes: passing, barriers: second },
+        Ring { at: 0, slots: all_kept, slot_bytes: kept, barriers: first },
+        Ring { at: start, slots, slot_bytes: passing, barriers: second },
     ];
     (rings, second + Ring::barrier_bytes(slots))
 }
@@ -264,23 +305,26 @@ impl<'a> Lower<'a> {
         maps.into_iter().for_each(|map| self.w.prefetch_map(map));
         self.w.end();
         self.w.effect("nvvm.barrier0");
-        self.wait();
         let values = self.values.clone();
         let produces = self.w.is("uge", thread, consumers);
         self.w.begin_if(produces);
-        self.resize("decrease", PRODUCER_REGISTERS);
+        self.resize("decrease", 0);
         for producer in 0..PRODUCERS {
             self.act(Role::Producer(producer));
             let warp = self.w.over(thread, 32);
             let own = self.w.is("eq", warp, consumers / 32 + producer);
             self.w.begin_if(own);
+            self.fetch_ahead()?;
+            self.values.clone_from(&values);
+            // consumers begin with what this thread brings, and write after it
+            self.wait();
             self.each_program(|l| l.produce_block(&l.kernel.body))?;
             self.w.end();
             self.values.clone_from(&values);
         }
         self.w.otherwise();
         self.act(Role::Consumer);
-        self.resize("increase", CONSUMER_REGISTERS);
+        self.resize("increase", 1);
         self.each_program(|l| l.consume_block(&l.kernel.body))?;
         self.w.end();
         Ok(())
@@ -292,32 +336,58 @@ impl<'a> Lower<'a> {
         }
     }
 
-    fn resize(&mut self, action: &str, registers: usize) {
-        if self.threads > WARPGROUP {
-            self.w.resize_registers(action, registers);
+    fn resize(&mut self, action: &str, role: usize) {
+        let Streams { plan, share, .. } = self.streams();
+        if let Some(registers) = registers(groups(plan), *share) {
+            self.w.resize_registers(action, registers[role]);
         }
     }
 
-    /// Runs `body` for every program of this CTA. Of a cluster that is one; a CTA that stays takes one of each round of as many as
-    /// there are CTAs, every other round backwards: programs that are listed by falling work are shared out evenly.
-    fn each_program(&mut self, body: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
-        self.start_rings();
+    /// Brings near what the first program begins with, while the predecessors still run.
+    fn fetch_ahead(&mut self) -> Result<(), Error> {
+        let (extents, total) = self.grid();
+        let first = self.first_program();
+        let inside = self.w.compare("ult", first, total);
+        self.w.begin_if(inside);
+        self.program_at(first, &extents);
+        self.look_ahead(&self.kernel.body)?;
+        self.w.end();
+        Ok(())
+    }
+
+    /// The grid's extents, and how many programs it has.
+    fn grid(&mut self) -> (Vec<Index>, Ssa) {
         let extents: Vec<Index> = self.kernel.grid.iter().map(|(_, e)| self.expr(e)).collect();
         let mut total = Index::constant(1);
         for extent in &extents {
             total = self.w.mul(total, *extent);
         }
         let total = self.w.ssa(total);
-        let total = self.w.convert("arith.trunci", total, Ty::Scalar(Elem::I32));
+        (extents, self.w.convert("arith.trunci", total, Ty::Scalar(Elem::I32)))
+    }
+
+    /// The number of this CTA's first program; its own number in its cluster is known afterwards.
+    fn first_program(&mut self) -> Ssa {
         let cta = self.w.special_register("ctaid.x");
+        if self.cluster == 1 {
+            return cta;
+        }
+        let rank = self.w.modulo(cta, self.cluster);
+        let rank = self.w.wide(rank);
+        self.rank = Index::value(rank).bounded(Some(self.cluster as i64 - 1));
+        self.w.over(cta, self.cluster)
+    }
+
+    /// Runs `body` for every program of this CTA. Of a cluster that is one; a CTA that stays takes one of each round of as many as
+    /// there are CTAs, every other round backwards: programs that are listed by falling work are shared out evenly.
+    fn each_program(&mut self, body: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
+        self.start_rings();
+        let (extents, total) = self.grid();
+        let cta = self.first_program();
         if self.cluster > 1 {
-            let rank = self.w.modulo(cta, self.cluster);
-            let rank = self.w.wide(rank);
-            self.rank = Index::value(rank).bounded(Some(self.cluster as i64 - 1));
-            let linear = self.w.over(cta, self.cluster);
-            let inside = self.w.compare("ult", linear, total);
+            let inside = self.w.compare("ult", cta, total);
             self.w.begin_if(inside);
-            self.program_at(linear, &extents);
+            self.program_at(cta, &extents);
             body(self)?;
             self.w.end();
             return Ok(());

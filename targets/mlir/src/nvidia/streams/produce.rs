@@ -3,7 +3,7 @@
 
 use super::{
     super::{Lower, Value, spread},
-    find::{LINE, LINE_BYTES, Stream, Through},
+    find::{LINE, LINE_BYTES, Part, Stream, Through},
 };
 use crate::{
     Error,
@@ -64,6 +64,56 @@ impl Lower<'_> {
         let numbers = self.w.end_loop(open, &numbers);
         self.set_passed(&numbers);
         Ok(())
+    }
+
+    /// What loops begin with, brought to L2: it is right to look at what a predecessor may still write, as nothing is kept of it.
+    pub(super) fn look_ahead(&mut self, block: &Block) -> Result<(), Error> {
+        for s in &block.stmts {
+            match &s.inst {
+                Inst::ProgramId(_) | Inst::Const(_) | Inst::Sym(_) | Inst::Index(..) | Inst::Read { .. } => {
+                    let i = self.scalar(&s.inst)?;
+                    self.values.insert(s.results[0], Value::Index(i));
+                }
+                Inst::Pipeline { lo, hi, body, .. } => self.look_into(s, [*lo, *hi], body)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The first iteration of a loop, or of an innermost one as many as its ring holds.
+    fn look_into(&mut self, s: &Stmt, [lo, hi]: [Val; 2], body: &Block) -> Result<(), Error> {
+        let passing = self.passing(body);
+        let (lo, hi) = (self.index(lo)?, self.index(hi)?);
+        let spread = spread::parts(self.kernel, s) == Some(self.cluster);
+        let first = if spread { self.rank } else { lo };
+        let count = if passing.is_empty() { 1 } else { (self.passing_slots() / passing.len()).max(1) };
+        let end = self.w.add_const(first, count);
+        let end = self.w.index(IndexOp::Min, end, hi);
+        let bounds = [self.w.ssa(first), self.w.ssa(end), self.w.int(1)];
+        let open = self.w.begin_loop(bounds, &[]);
+        let i = Index::value(open.i);
+        self.values.insert(body.params[0], Value::Index(i));
+        self.look_ahead(body)?;
+        for (order, stream) in passing.iter().enumerate() {
+            if self.brings(order) {
+                self.bring_to_l2(stream)?;
+            }
+        }
+        self.w.end_loop(open, &[]);
+        Ok(())
+    }
+
+    fn bring_to_l2(&mut self, stream: &Stream) -> Result<(), Error> {
+        let map = self.map_of(stream);
+        self.by_leader(|l| {
+            for part in &stream.parts {
+                for (_, at) in l.boxes(stream, part)? {
+                    l.w.prefetch_box(map, &at);
+                }
+            }
+            Ok(())
+        })
     }
 
     /// An innermost loop: entries of tables for the next iteration are read before this one's slots are waited for.
@@ -163,28 +213,45 @@ impl Lower<'_> {
     fn bring(&mut self, stream: &Stream, n: Ssa) -> Result<(), Error> {
         let slot = self.slot(stream.through, n);
         self.await_empty(slot);
-        let leader = self.w.special_register("tid.x");
-        let leader = self.w.modulo(leader, 32);
-        let leader = self.w.is("eq", leader, 0);
         let map = self.map_of(stream);
-        self.w.begin_if(leader);
-        self.w.expect(slot.full, stream.copied());
-        for (number, part) in stream.parts.iter().enumerate() {
-            let mut at = vec![];
-            for v in &part.at {
-                let i = self.index(*v)?;
-                at.push(self.narrow_index(i));
+        self.by_leader(|l| {
+            l.w.expect(slot.full, stream.copied());
+            for (number, part) in stream.parts.iter().enumerate() {
+                for (line, at) in l.boxes(stream, part)? {
+                    let to = line * stream.line_bytes() + number * stream.part_rows() * LINE_BYTES;
+                    let to = l.w.offset(slot.start, to as i64);
+                    l.w.copy_box(to, map, slot.full, &at, None);
+                }
             }
-            for line in 0..stream.lines() {
-                let to = line * stream.line_bytes() + number * stream.part_rows() * LINE_BYTES;
-                let to = self.w.offset(slot.start, to as i64);
-                let mut at = at.clone();
-                at[0] = self.w.plus(at[0], line * LINE);
-                self.w.copy_box(to, map, slot.full, &at, None);
-            }
-        }
+            Ok(())
+        })
+    }
+
+    /// By one lane of the warp.
+    fn by_leader(&mut self, body: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
+        let lane = self.w.special_register("tid.x");
+        let lane = self.w.modulo(lane, 32);
+        let leads = self.w.is("eq", lane, 0);
+        self.w.begin_if(leads);
+        body(self)?;
         self.w.end();
         Ok(())
+    }
+
+    /// Where each line of a part begins.
+    fn boxes(&mut self, stream: &Stream, part: &Part) -> Result<Vec<(usize, Vec<Ssa>)>, Error> {
+        let mut at = vec![];
+        for v in &part.at {
+            let i = self.index(*v)?;
+            at.push(self.narrow_index(i));
+        }
+        let mut boxes = vec![];
+        for line in 0..stream.lines() {
+            let mut at = at.clone();
+            at[0] = self.w.plus(at[0], line * LINE);
+            boxes.push((line, at));
+        }
+        Ok(boxes)
     }
 
     /// Entries of tables that say where the streams are which this thread brings.

@@ -44,6 +44,11 @@ impl Lower<'_> {
         self.streams().rings[through as usize]
     }
 
+    /// Slots of what innermost loops multiply.
+    pub(crate) fn passing_slots(&self) -> usize {
+        self.ring(Through::Passing).slots
+    }
+
     /// The number of what passes next.
     pub(crate) fn passed(&self, through: Through) -> Ssa {
         self.streams().passed[through as usize]

@@ -81,7 +81,7 @@ pub(super) fn lower(kernel: &Kernel, gpu: &Gpu) -> Option<Lowered> {
     lower.begin();
     lower.roles();
     let launch = lower.launch();
-    let head = signature(kernel, &lower.pointers, step, &maps, [launch.threads as usize, 1]);
+    let head = signature(kernel, &lower.pointers, step, &maps, [launch.threads as usize, 1, 1]);
     let text = format!("module {{\n{}\n{}}}\n", shared::GLOBAL, lower.w.llvm_function(&head));
     Some(Lowered { text, launch: Some(launch) })
 }

@@ -138,6 +138,12 @@ impl Writer {
         ));
     }
 
+    /// A box of a tensor, to L2.
+    pub(in crate::nvidia) fn prefetch_box(&mut self, map: Ssa, at: &[Ssa]) {
+        let at = at.iter().map(Ssa::to_string).collect::<Vec<_>>().join(", ");
+        self.effect(&format!("nvvm.cp.async.bulk.tensor.prefetch {map}, box[{at}] : !llvm.ptr"));
+    }
+
     fn policy(&mut self, policy: Option<i64>) -> String {
         policy.map_or(String::new(), |p| {
             let hint = self.int(p);
