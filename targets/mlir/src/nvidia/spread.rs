@@ -120,18 +120,74 @@ impl Lower<'_> {
         for s in &parts.own {
             self.stmt(s)?;
         }
+        let results = match n.as_const() {
+            Some(_) => self.exchange(n, init, body, &parts)?,
+            None => self.exchange_if_many(n, init, body, &parts)?,
+        };
+        self.leads = Some(self.w.below(rank, Index::constant(1)));
+        Ok(results)
+    }
+
+    /// Whether more than one CTA of the cluster has an iteration of the loop.
+    pub(crate) fn many(&mut self, n: Index) -> Ssa {
+        let (n, one) = (self.w.ssa(n), self.w.int(1));
+        self.w.compare("sgt", n, one)
+    }
+
+    /// Of one iteration, which is the first CTA's, nothing is exchanged.
+    fn exchange_if_many(
+        &mut self,
+        n: Index,
+        init: &[Val],
+        body: &Block,
+        parts: &Parts<'_>,
+    ) -> Result<Vec<Value>, Error> {
+        let many = self.many(n);
+        let mut types = vec![];
+        for v in init {
+            let value = self.found(*v)?;
+            types.extend(self.carried_regs(*v, &value)?.iter().map(|r| r.ty));
+        }
+        let values = self.values.clone();
+        let results = self.w.begin_choice(many, &types);
+        let joined = self.exchange(n, init, body, parts)?;
+        self.give_carried(init, &joined)?;
+        self.values = values;
+        self.w.otherwise();
+        for (param, v) in body.params[1..].iter().zip(init) {
+            let value = self.found(*v)?;
+            self.values.insert(*param, value);
+        }
+        parts.joining.iter().try_for_each(|s| self.stmt(s))?;
+        let own = body.yields.iter().map(|v| self.found(*v)).collect::<Result<Vec<_>, _>>()?;
+        self.give_carried(init, &own)?;
+        self.w.end();
+        let mut rest = &results[..];
+        Ok(init.iter().map(|v| self.carried_value(*v, &mut rest)).collect())
+    }
+
+    fn give_carried(&mut self, like: &[Val], values: &[Value]) -> Result<(), Error> {
+        let mut regs = vec![];
+        for (v, value) in like.iter().zip(values) {
+            regs.extend(self.carried_regs(*v, value)?);
+        }
+        self.w.give(&regs);
+        Ok(())
+    }
+
+    /// Exchanges what the CTAs found; the first joins it.
+    fn exchange(&mut self, n: Index, init: &[Val], body: &Block, parts: &Parts<'_>) -> Result<Vec<Value>, Error> {
         let exchanged = parts.exchanged(body);
         let (sent, start) = self.send(&exchanged)?;
         self.cluster_barrier();
-        let first = self.w.below(rank, Index::constant(1));
+        let first = self.w.below(self.rank, Index::constant(1));
         let (all, none) = (self.w.ssa(n), self.w.int(0));
         let trips = match first {
             crate::bounds::Cond::If(c) => self.w.select(c, all, none),
             _ => all,
         };
-        let results = self.join(trips, init, body, &parts, &sent, start)?;
+        let results = self.join(trips, init, body, parts, &sent, start)?;
         self.cluster_barrier();
-        self.leads = Some(first);
         Ok(results)
     }
 

@@ -1,5 +1,6 @@
 //! The consumers: every warpgroup works on 64 rows of the program, in the statements' order but for one thing: in an innermost
-//! loop of two warpgroups, the product that takes what was computed runs while the next iteration's is computed.
+//! loop of a CTA that is alone on its multiprocessor, the product that takes what was computed runs while the next iteration's
+//! is computed.
 //!
 //! Invariants:
 //! - which products are under way changes no operation and no order of sums;
@@ -8,7 +9,6 @@
 use super::{
     super::{Lower, Value, operand::Matrix, place::Place, shared::Region, spread},
     find::{Stream, Through},
-    groups,
     ring::Slot,
 };
 use crate::{
@@ -109,7 +109,7 @@ impl Lower<'_> {
         }
     }
 
-    fn carried_regs(&mut self, v: Val, value: &Value) -> Result<Vec<Ssa>, Error> {
+    pub(in crate::nvidia) fn carried_regs(&mut self, v: Val, value: &Value) -> Result<Vec<Ssa>, Error> {
         match (value, self.carried_place(v)) {
             (Value::Index(i), _) => Ok(vec![self.w.ssa(*i)]),
             (Value::Tile(t), Some(place)) => Ok(self.settle(t, place)),
@@ -118,7 +118,7 @@ impl Lower<'_> {
     }
 
     /// The value of these registers; takes them off the front of the list.
-    fn carried_value(&mut self, v: Val, regs: &mut &[Ssa]) -> Value {
+    pub(in crate::nvidia) fn carried_value(&mut self, v: Val, regs: &mut &[Ssa]) -> Value {
         let Some(place) = self.carried_place(v) else {
             let (first, rest) = (regs[0], &regs[1..]);
             *regs = rest;
@@ -131,7 +131,7 @@ impl Lower<'_> {
         Value::Tile(self.tile_at(&ty.shape, ty.dtype, place, own.to_vec()))
     }
 
-    fn found(&self, v: Val) -> Result<Value, Error> {
+    pub(in crate::nvidia) fn found(&self, v: Val) -> Result<Value, Error> {
         self.values.get(&v).cloned().ok_or_else(|| self.misplaced(v, "a value"))
     }
 
@@ -257,9 +257,9 @@ impl Lower<'_> {
         let any = self.w.compare("slt", from, to);
         let results = self.w.begin_choice(any, &given.iter().map(|v| v.ty).collect::<Vec<_>>());
         let first = self.passed(Through::Passing);
-        let given_back = match groups(&self.streams().plan) {
-            1 => self.consume_in_turn(&turn, body, [lo, hi], first, &given)?,
-            _ => self.consume_overlapped(&turn, body, [lo, hi], first, &given)?,
+        let given_back = match self.streams().share.residents {
+            1 => self.consume_overlapped(&turn, body, [lo, hi], first, &given)?,
+            _ => self.consume_in_turn(&turn, body, [lo, hi], first, &given)?,
         };
         self.w.give(&given_back);
         self.w.otherwise();

@@ -49,9 +49,12 @@ impl Lower<'_> {
         if spread::parts(self.kernel, s) == Some(self.cluster) {
             self.values.insert(body.params[0], Value::Index(self.rank));
             self.produce_block(body)?;
+            let many = self.many(hi);
+            self.w.begin_if(many);
             // the consumers' two: what they found is there, and is joined
             self.cluster_barrier();
             self.cluster_barrier();
+            self.w.end();
             return Ok(());
         }
         let bounds = [self.w.ssa(lo), self.w.ssa(hi), self.w.int(1)];
