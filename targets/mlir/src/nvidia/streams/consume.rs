@@ -84,10 +84,16 @@ impl Lower<'_> {
         self.kernel.tile(s.results[0]).layout == rvllm_ir::tile::Layout::Operand
     }
 
-    /// A block, and the release of what was kept for it.
+    /// A block, and the release of what was kept for it: after the last loop, so that the next program's is brought while this
+    /// one ends.
     pub(super) fn consume_block(&mut self, block: &Block) -> Result<(), Error> {
-        self.block(block)?;
-        self.release_kept(block);
+        let last = last_loop(block);
+        for (j, s) in block.stmts.iter().enumerate() {
+            self.stmt(s)?;
+            if Some(j) == last {
+                self.release_kept(block);
+            }
+        }
         Ok(())
     }
 
@@ -169,8 +175,10 @@ impl Lower<'_> {
             if Some(j) == inner {
                 self.unpark_all(&body.params[1..], &parked);
             }
+            if Some(j) == last_loop(body) {
+                self.release_kept(body);
+            }
         }
-        self.release_kept(body);
         let mut yields = self.numbers();
         for (v, parked) in body.yields.iter().zip(&parked) {
             let value = self.found(*v)?;
@@ -394,6 +402,7 @@ impl Lower<'_> {
         let keys = self.slot_of(turn, turn.first[0], [lo, i], first)?;
         self.await_full(keys);
         let came = came.map(|c| Left { a: self.w.pinned(&c.a), sums: self.w.pinned(&c.sums), ..c });
+        self.take_turn();
         self.w.begin_products();
         let scores = self.begin_first(turn.first[0], keys)?;
         self.w.commit_products();
@@ -409,6 +418,7 @@ impl Lower<'_> {
             }
             None => None,
         };
+        self.give_turn();
         self.w.await_groups(usize::from(under_way.is_some()));
         let scores = self.w.pinned(&scores);
         self.release(keys);
@@ -487,6 +497,11 @@ impl Left {
         let (a, sums) = rest.split_at(self.a.len());
         Left { carried: carried.to_vec(), a: a.to_vec(), sums: sums.to_vec() }
     }
+}
+
+/// The last loop of a block: products of what the block keeps are in loops.
+fn last_loop(block: &Block) -> Option<usize> {
+    block.stmts.iter().rposition(|s| matches!(s.inst, Inst::Pipeline { .. }))
 }
 
 /// Whether a statement gives an index.

@@ -50,6 +50,8 @@ const SHARED_REGISTERS: [usize; 2] = [64, 192];
 const _: () = assert!(SHARED_REGISTERS[0] + SHARED_REGISTERS[1] <= 2 * 128);
 /// Threads, of a warp each, that share out the streams: the instructions about one copy take a good part of its time.
 const PRODUCERS: usize = 2;
+/// Barrier of the first warpgroup's turn; the second's follows. Below are those of all threads and of all consumers.
+const FIRST_TURN: usize = 2;
 /// Slots of the passing ring, at least: one iteration's left and right.
 const MIN_SLOTS: usize = 2;
 
@@ -325,9 +327,50 @@ impl<'a> Lower<'a> {
         self.w.otherwise();
         self.act(Role::Consumer);
         self.resize("increase", 1);
+        self.first_turn();
         self.each_program(|l| l.consume_block(&l.kernel.body))?;
         self.w.end();
         Ok(())
+    }
+
+    /// Whether two warpgroups take turns: while one's products run, the other computes.
+    fn alternates(&self) -> bool {
+        self.threads == 2 * WARPGROUP
+    }
+
+    /// The barrier of a warpgroup's turn.
+    fn turn_of(&mut self, other: usize) -> Ssa {
+        let thread = self.w.special_register("tid.x");
+        let group = self.w.over(thread, WARPGROUP);
+        let group = self.w.xor(group, other);
+        self.w.plus(group, FIRST_TURN)
+    }
+
+    /// Waits until the products of the other warpgroup are begun.
+    fn take_turn(&mut self) {
+        if self.alternates() {
+            let own = self.turn_of(0);
+            self.w.meet(own, 2 * WARPGROUP);
+        }
+    }
+
+    fn give_turn(&mut self) {
+        if self.alternates() {
+            let other = self.turn_of(1);
+            self.w.arrive_at(other, 2 * WARPGROUP);
+        }
+    }
+
+    /// The first warpgroup's turn comes first.
+    fn first_turn(&mut self) {
+        if self.alternates() {
+            let thread = self.w.special_register("tid.x");
+            let second = self.w.is("uge", thread, WARPGROUP);
+            self.w.begin_if(second);
+            let first = self.w.i32(FIRST_TURN);
+            self.w.arrive_at(first, 2 * WARPGROUP);
+            self.w.end();
+        }
     }
 
     fn act(&mut self, role: Role) {

@@ -104,6 +104,12 @@ impl Writer {
         self.effect(&format!("nvvm.barrier id = {id} number_of_threads = {n}"));
     }
 
+    /// Arrives at barrier `id` of so many threads, and does not wait.
+    pub(in crate::nvidia) fn arrive_at(&mut self, id: Ssa, threads: usize) {
+        let n = self.i32(threads);
+        self.effect(&format!("nvvm.barrier.arrive id = {id} number_of_threads = {n}"));
+    }
+
     // the copy engine
 
     fn cluster_address(&mut self, p: Ssa) -> Ssa {
