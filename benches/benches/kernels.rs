@@ -35,7 +35,8 @@ fn panel(target: &Target, k: usize) -> MemLayout {
 fn kernel(target: &Target, weight: DType, t: usize, (n, k, gated): (usize, usize, bool)) -> rvllm_ir::tile::Kernel {
     let row = row(target, weight, t, (n, k, gated));
     let group = (weight == DType::U4).then_some(GROUP);
-    let how = Quantized { weight, group, scales: panel(target, 1), scale: DType::F16, zeros: false };
+    let how =
+        Quantized { weight, group, scales: panel(target, 1), scale: DType::F16, zeros: false, weight_only: false };
     // values of whole rows are read as one run where there are tiles of them
     let tiled = (weight == DType::I8).then(|| target.activation_panel(8)).flatten();
     let s = Gemm {

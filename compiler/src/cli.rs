@@ -66,7 +66,8 @@ struct Compile {
     #[arg(long, value_enum, default_value_t = KvCacheArg::Auto)]
     kv_cache_dtype: KvCacheArg,
     /// Quantise the weights of all matrix products and the activations that they meet: int8 has a scale for each output,
-    /// int4 an f16 scale for 32 inputs of an output (4.5 bits a weight), both with int8 activations; fp8, for GPUs, has e4m3
+    /// int4 an f16 scale for 32 inputs of an output (4.5 bits a weight), both with int8 activations, but int4 on GPUs with
+    /// activations as they are; fp8, for GPUs, has e4m3
     /// weights with a scale for each output and e4m3 activations, and leaves the product that gives logits as it is.
     /// Activations have a scale for each token. Weights that the checkpoint stores with as few bits stay as they are. Without
     /// this flag, products with weights that are stored quantised are computed so; with none, such weights are widened.

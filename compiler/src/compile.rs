@@ -305,9 +305,13 @@ fn assembler() -> String {
 
 /// Products quantised where that is asked for, or where the checkpoint is and every target has kernels for it.
 fn quantized(graph: Graph, options: &Options, model: &Model, targets: &[Target]) -> Result<Graph> {
-    let can = |stored: &Stored| targets.iter().all(|target| has_schedule(target, *stored));
+    let gpus = targets.iter().filter(|target| target.gpu.is_some()).count();
+    // CPUs and GPUs multiply weights in groups with other activations
+    let alike = |stored: &Stored| stored.group.is_none() || gpus == 0 || gpus == targets.len();
+    let can = |stored: &Stored| alike(stored) && targets.iter().all(|target| has_schedule(target, *stored));
     let stored = |name: &str| model.checkpoint.as_ref()?.stored(name).filter(can).filter(|_| options.as_stored);
-    let wanted = Wanted { choice: options.quantize, stored: &stored };
+    let weight_only = gpus > 0 && gpus == targets.len();
+    let wanted = Wanted { choice: options.quantize, stored: &stored, weight_only };
     let graph = quantize(graph, wanted).map_err(|problems| Error::Unsupported { stage: "quantize", problems })?;
     Ok(check("quantize", graph)?)
 }

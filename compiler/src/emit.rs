@@ -180,6 +180,9 @@ pub fn recipe(of: &Recipe) -> recipe::Recipe {
         Recipe::Blocks { k, matrices, of } => {
             recipe::Recipe::Blocks { k: int(*k), matrices: int(*matrices), of: boxed(of) }
         }
+        Recipe::Fragments { k, matrices, of } => {
+            recipe::Recipe::Fragments { k: int(*k), matrices: int(*matrices), of: boxed(of) }
+        }
         Recipe::RopeTable { rope, positions } => recipe::Recipe::RopeTable {
             inv_freq: rope.inv_freq(*positions),
             factor: rope.attention_factor(),

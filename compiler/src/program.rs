@@ -9,7 +9,7 @@ use rvllm_ir::{
     DType, Dim, Expr, Sym, TensorType,
     graph::Input,
     recipe::Recipe,
-    tile::{BLOCK_ROWS, Kernel, MemLayout},
+    tile::{BLOCK_ROWS, FRAGMENT_ROWS, Kernel, MemLayout},
 };
 use std::fmt;
 
@@ -166,6 +166,10 @@ pub fn stored_shape(dims: &[usize], layout: MemLayout) -> Vec<usize> {
         (MemLayout::Blocks { k }, [.., _, cols]) => {
             let blocks = layout.len(dims) / (cols.next_multiple_of(k) * BLOCK_ROWS);
             vec![blocks, cols.div_ceil(k), BLOCK_ROWS, k]
+        }
+        (MemLayout::Fragments { k }, [.., _, cols]) => {
+            let pieces = layout.len(dims) / (cols.next_multiple_of(k) * FRAGMENT_ROWS);
+            vec![pieces, cols.div_ceil(k), FRAGMENT_ROWS, k]
         }
         _ => dims.to_vec(),
     }

@@ -66,6 +66,10 @@ pub(crate) fn products(graph: &Graph) -> BTreeMap<String, usize> {
                 Scales::Rows => format!("{values} in rows"),
                 Scales::Groups(columns) => format!("{values} in groups of {columns}"),
                 Scales::GroupsWithZeros(columns) => format!("{values} in groups of {columns} with zeros"),
+                Scales::WeightOnly { group, zeros } => {
+                    let zeros = if *zeros { " with zeros" } else { "" };
+                    format!("{values} in groups of {group}{zeros}, activations as they are")
+                }
             };
             *products.entry(kind).or_insert(0) += 1;
         }

@@ -1,7 +1,10 @@
 //! Matrix product with an epilogue.
 //!
 //! Quantised operands are multiplied as they are, integers exactly, and scaled after: over all of k with a scale for each row
-//! of both operands, or group by group in ascending k with scales for groups of the weight.
+//! of both operands, or group by group in ascending k with scales for groups of the weight. Where the weight alone is
+//! quantised, its values become numbers first ([`weight_only`]).
+
+mod weight_only;
 
 use rvllm_ir::{
     DType, Dim, Expr, Sym, TensorType,
@@ -13,6 +16,7 @@ use rvllm_ir::{
         builder::TensorRef,
     },
 };
+use weight_only::Groups;
 
 /// Numbers of [`gemm`].
 #[derive(Clone, Debug, PartialEq)]
@@ -60,17 +64,26 @@ pub struct Quantized {
     pub scale: DType,
     /// Whether each group has a value that stands for zero.
     pub zeros: bool,
+    /// Whether a holds numbers: 4-bit groups of the weight become numbers too.
+    pub weight_only: bool,
 }
 
 impl Quantized {
     /// What the graph calls it.
     pub fn kind(self) -> Scales {
-        Scales::of(self.group, self.zeros)
+        match self.group {
+            Some(group) if self.weight_only => Scales::WeightOnly { group, zeros: self.zeros },
+            _ => Scales::of(self.group, self.zeros),
+        }
     }
 
-    /// Element type of a's values.
-    fn a(self) -> DType {
-        if self.weight.is_float() { self.weight } else { DType::I8 }
+    /// Element type of a's values, or of its numbers, which is `dtype`.
+    fn a(self, dtype: DType) -> DType {
+        match self.weight {
+            _ if self.weight_only => dtype,
+            weight if weight.is_float() => weight,
+            _ => DType::I8,
+        }
     }
 
     /// The value of a weight in groups that stands for zero.
@@ -81,7 +94,7 @@ impl Quantized {
 
 /// Scales of the operands, and the sums of groups of a's values.
 struct ScaleRefs {
-    a: TensorRef,
+    a: Option<TensorRef>,
     weight: TensorRef,
     sums: Option<TensorRef>,
     zeros: Option<TensorRef>,
@@ -109,8 +122,8 @@ impl Program {
 /// `c = epilogue(a · weightᵀ)`: bias, then `silu(gate) * up`, then residual.
 ///
 /// Parameters: a `[M, K]`, weight `[N, K]`, bias `[N]`?, residual `[M, N]`?, then where operands are quantised a_scale
-/// `[M]f32`, weight_scale `[N]f32` or `[N, K/group]`, a_sums `[M, K/group]f32`?, weight_zero `[N, K/group]f16`?, then c
-/// `[M, N]`. With `silu_mul` the weight is `[2, N, K]` (gates, ups) and so are its bias and scales: each half is packed by itself, so that N need not divide into
+/// `[M]f32`?, weight_scale `[N]f32` or `[N, K/group]`, a_sums `[M, K/group]f32`?, weight_zero `[N, K/group]f16`?, then c
+/// `[M, N]`; where the weight alone is, neither a_scale nor a_sums. With `silu_mul` the weight is `[2, N, K]` (gates, ups) and so are its bias and scales: each half is packed by itself, so that N need not divide into
 /// panels; one program multiplies its rows of a with the gate tile and the up tile.
 ///
 /// One program per tile of c; row tiles vary fastest, so that programs that run together share weights. Tails of N
@@ -118,7 +131,7 @@ impl Program {
 pub fn gemm(name: &str, s: &Gemm) -> Kernel {
     let mut k = KernelBuilder::new(name);
     let matrix = |cols: usize, dtype| TensorType::new([Dim::Sym(s.m), Dim::Const(cols)], dtype);
-    let (a_type, weight_type) = s.quantized.map_or((s.dtype, s.dtype), |q| (q.a(), q.weight));
+    let (a_type, weight_type) = s.quantized.map_or((s.dtype, s.dtype), |q| (q.a(s.dtype), q.weight));
     let a = k.tensor("a", matrix(s.k, a_type), s.a, Access::In);
     let weight = k.tensor("weight", gated(s, &[s.n, s.k], weight_type), s.weight, Access::Weight);
     let bias = s.epilogue.bias.then(|| k.weight("bias", gated(s, &[s.n], s.dtype)));
@@ -133,7 +146,10 @@ pub fn gemm(name: &str, s: &Gemm) -> Kernel {
     let p = Program { a, weight, bias, scales, row, col, halves };
 
     let products = match (&p.scales, s.quantized) {
-        (Some(scales), Some(q)) => multiply_quantized(&mut k, s, &p, scales, q),
+        (Some(scales), Some(q)) => match Groups::of(q, scales.weight, scales.zeros) {
+            Some(groups) => weight_only::multiply(&mut k, s, &p, &groups),
+            None => multiply_quantized(&mut k, s, &p, scales, q),
+        },
         _ => multiply(&mut k, s, &p),
     };
     let products = add_bias(&mut k, s, &p, products);
@@ -156,13 +172,16 @@ fn gated(s: &Gemm, dims: &[usize], dtype: DType) -> TensorType {
 }
 
 fn scale_params(k: &mut KernelBuilder, s: &Gemm, q: Quantized) -> ScaleRefs {
-    let a = k.input("a_scale", TensorType::new([s.m], DType::F32));
+    let values = !q.weight_only;
+    let a = values.then(|| k.input("a_scale", TensorType::new([s.m], DType::F32)));
     let groups = q.group.map(|group| s.k / group);
     let weight = match groups {
         None => k.weight("weight_scale", gated(s, &[s.n], DType::F32)),
         Some(groups) => k.tensor("weight_scale", gated(s, &[s.n, groups], q.scale), q.scales, Access::Weight),
     };
-    let sums = groups.map(|groups| k.input("a_sums", TensorType::new([Dim::Sym(s.m), groups.into()], DType::F32)));
+    let sums = groups
+        .filter(|_| values)
+        .map(|groups| k.input("a_sums", TensorType::new([Dim::Sym(s.m), groups.into()], DType::F32)));
     let zeros = groups
         .filter(|_| q.zeros)
         .map(|groups| k.tensor("weight_zero", gated(s, &[s.n, groups], DType::F16), q.scales, Access::Weight));
@@ -193,11 +212,12 @@ fn multiply_quantized(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: &Sca
     let shape = [s.block_m, s.block_n];
     let sums = match (q.group, scales.sums) {
         (Some(group), Some(sums)) => {
-            grouped(k, s, p, &Groups { group, sums, scales: scales.weight, middle: q.zero(), zeros: scales.zeros })
+            let (scales, zeros) = (scales.weight, scales.zeros);
+            grouped(k, s, p, &SummedGroups { group, sums, scales, middle: q.zero(), zeros })
         }
         _ => {
             let zeros =
-                |k: &mut KernelBuilder| if q.a().is_float() { k.zeros(&shape) } else { k.integer_zeros(&shape) };
+                |k: &mut KernelBuilder| if q.weight.is_float() { k.zeros(&shape) } else { k.integer_zeros(&shape) };
             let init: Vec<Val> = (0..p.halves.len().max(1)).map(|_| zeros(k)).collect();
             let sums = sum_products(k, s, p, &init);
             sums.into_iter()
@@ -206,7 +226,8 @@ fn multiply_quantized(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: &Sca
                 .collect()
         }
     };
-    let a = k.load(scales.a, &[p.row], &shape[..1]);
+    let Some(a) = scales.a else { return sums };
+    let a = k.load(a, &[p.row], &shape[..1]);
     let a = k.broadcast(a, 1, s.block_n, Layout::Acc);
     sums.into_iter().map(|sum| k.map(Mul, &[sum, a])).collect()
 }
@@ -215,13 +236,13 @@ fn multiply_quantized(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: &Sca
 fn scaled_columns(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: TensorRef, (half, sum): (usize, Val)) -> Val {
     let scale = k.load(scales, &p.half(half, &[p.col]), &[s.block_n]);
     let scale = k.broadcast(scale, 0, s.block_m, Layout::Acc);
-    let floats = s.quantized.is_some_and(|q| q.a().is_float());
+    let floats = s.quantized.is_some_and(|q| q.weight.is_float());
     let sum = if floats { sum } else { k.cast(sum, DType::F32) };
     k.map(Mul, &[sum, scale])
 }
 
 /// What scales groups of k.
-struct Groups {
+struct SummedGroups {
     group: usize,
     /// Of a's values.
     sums: TensorRef,
@@ -234,7 +255,7 @@ struct Groups {
 }
 
 /// Sums over groups in ascending order: `scale * (values · values - zero * sum)`, whose parentheses are exact.
-fn grouped(k: &mut KernelBuilder, s: &Gemm, p: &Program, g: &Groups) -> Vec<Val> {
+fn grouped(k: &mut KernelBuilder, s: &Gemm, p: &Program, g: &SummedGroups) -> Vec<Val> {
     let shape = [s.block_m, s.block_n];
     let init: Vec<Val> = (0..p.halves.len().max(1)).map(|_| k.zeros(&shape)).collect();
     k.fold(s.k / g.group, s.stages, &init, |k, i, acc| {

@@ -87,7 +87,9 @@ impl PagedAttention {
         let (h, d) = (self.heads, self.cache.head_dim);
         let dims = match self.result {
             MemLayout::Strided { .. } => vec![Dim::Sym(Sym::T), Dim::Const(h), Dim::Const(d)],
-            MemLayout::Panel { .. } | MemLayout::Blocks { .. } => vec![Dim::Sym(Sym::T), Dim::Const(h * d)],
+            MemLayout::Panel { .. } | MemLayout::Blocks { .. } | MemLayout::Fragments { .. } => {
+                vec![Dim::Sym(Sym::T), Dim::Const(h * d)]
+            }
         };
         k.tensor("out", TensorType::new(dims, self.cache.dtype), self.result, Access::Out)
     }
@@ -475,7 +477,7 @@ impl Softmax {
                 let o = k.reshape(o, &[s.pass, group, d]);
                 k.store_rows(out, &[tile.start, first, zero], o, Some(tile.tokens));
             }
-            MemLayout::Panel { .. } | MemLayout::Blocks { .. } => {
+            MemLayout::Panel { .. } | MemLayout::Blocks { .. } | MemLayout::Fragments { .. } => {
                 let o = k.reshape(o, &[s.pass, group * d]);
                 let column = k.scale(first, d);
                 k.store_rows(out, &[tile.start, column], o, Some(tile.tokens));

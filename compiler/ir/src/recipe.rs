@@ -47,6 +47,15 @@ pub enum Recipe {
         /// The matrices.
         of: Box<Recipe>,
     },
+    /// `[matrices * N, K]` into pieces that the matrices share: see [`crate::tile::MemLayout::Fragments`].
+    Fragments {
+        /// Columns of a piece.
+        k: usize,
+        /// Matrices that lie one after the other in what is laid out.
+        matrices: usize,
+        /// The matrices.
+        of: Box<Recipe>,
+    },
     /// `[positions, 2, dim/2]f32`: cosines, then sines, of every position below `positions`.
     RopeTable {
         /// Frequencies and scaling.
@@ -76,9 +85,11 @@ impl Recipe {
         match self {
             Recipe::Tensor(name) => vec![name],
             Recipe::Concat(parts) => parts.iter().flat_map(Recipe::sources).collect(),
-            Recipe::Cast(_, of) | Recipe::Quantize { of, .. } | Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => {
-                of.sources()
-            }
+            Recipe::Cast(_, of)
+            | Recipe::Quantize { of, .. }
+            | Recipe::Pack { of, .. }
+            | Recipe::Blocks { of, .. }
+            | Recipe::Fragments { of, .. } => of.sources(),
             Recipe::RopeTable { .. } => vec![],
         }
     }
@@ -96,10 +107,18 @@ impl Recipe {
             Token::Ident("values") => Recipe::read_quantize(c, Part::Values),
             Token::Ident("scales") => Recipe::read_quantize(c, Part::Scales),
             Token::Ident("pack") => Recipe::read_pack(c),
-            Token::Ident("blocks") => Recipe::read_blocks(c),
+            Token::Ident("blocks") => {
+                let (k, matrices, of) = Recipe::read_shared(c, "the columns of a block")?;
+                Ok(Recipe::Blocks { k, matrices, of })
+            }
+            Token::Ident("fragments") => {
+                let (k, matrices, of) = Recipe::read_shared(c, "the columns of a piece")?;
+                Ok(Recipe::Fragments { k, matrices, of })
+            }
             Token::Ident("rope_table") => Recipe::read_rope_table(c),
             _ => {
-                Err(c.expected("a recipe (a checkpoint key, concat, cast, values, scales, pack, blocks or rope_table)"))
+                let known = "a checkpoint key, concat, cast, values, scales, pack, blocks, fragments or rope_table";
+                Err(c.expected(&format!("a recipe ({known})")))
             }
         }
     }
@@ -140,14 +159,15 @@ impl Recipe {
         Ok(Recipe::Pack { n, k, of: Recipe::read_inner(c)? })
     }
 
-    fn read_blocks(c: &mut Cursor<'_>) -> Read<Recipe> {
+    /// Columns, matrices that share what is laid out, and what these are.
+    fn read_shared(c: &mut Cursor<'_>, columns: &str) -> Read<(usize, usize, Box<Recipe>)> {
         c.bump();
         c.expect('[')?;
-        let k = c.number("the columns of a block")?;
+        let k = c.number(columns)?;
         c.expect(',')?;
-        let matrices = c.number("the matrices that share blocks")?;
+        let matrices = c.number("the matrices that share it")?;
         c.expect(']')?;
-        Ok(Recipe::Blocks { k, matrices, of: Recipe::read_inner(c)? })
+        Ok((k, matrices, Recipe::read_inner(c)?))
     }
 
     fn read_inner(c: &mut Cursor<'_>) -> Read<Box<Recipe>> {
@@ -186,6 +206,7 @@ impl fmt::Display for Recipe {
             }
             Recipe::Pack { n, k, of } => write!(f, "pack[{n}, {k}]({of})"),
             Recipe::Blocks { k, matrices, of } => write!(f, "blocks[{k}, {matrices}]({of})"),
+            Recipe::Fragments { k, matrices, of } => write!(f, "fragments[{k}, {matrices}]({of})"),
             Recipe::RopeTable { rope, positions } => write!(f, "rope_table[{positions}]({rope})"),
         }
     }
@@ -203,6 +224,7 @@ mod tests {
             r#"pack[32, 4](values[i8](concat("q.weight", "k.weight")))"#,
             r#"scales[u4, 32]("gate.weight")"#,
             r#"blocks[64, 2](concat("gate.weight", "up.weight"))"#,
+            r#"fragments[64, 1](values[u4, 32]("down.weight"))"#,
             "rope_table[4096](dim = 64, theta = 10000.0)",
             "rope_table[128](dim = 64, theta = 500000.0, linear, factor = 4.0)",
         ] {

@@ -97,7 +97,10 @@ fn table(report: &Report) -> String {
 /// How many products have which weights.
 fn products(report: &Report) -> String {
     let kinds: Vec<String> = report.products.iter().map(|(kind, n)| format!("{n} with weights of {kind}")).collect();
-    let quantised = report.products.keys().any(|kind| kind.contains(" in "));
-    let rounded = if quantised { "; quantised ones round activations to 8 bits" } else { "" };
+    let rounds = |kind: &String| kind.contains(" in ") && !kind.contains("activations");
+    let rounded = match report.products.keys().any(rounds) {
+        true => "; quantised ones round activations to 8 bits",
+        false => "",
+    };
     kinds.join(", ") + rounded
 }

@@ -38,6 +38,8 @@ struct Scheme {
     zeros: bool,
     /// Whether the checkpoint has them; else they are made of its numbers.
     stored: bool,
+    /// Whether activations stay numbers.
+    weight_only: bool,
 }
 
 /// Columns that share a scale of 4 bits: those of ggml's Q4_0.
@@ -56,7 +58,7 @@ impl Scheme {
     }
 
     fn new(weight: DType, group: Option<usize>, scale: DType) -> Scheme {
-        Scheme { x: DType::I8, weight, group, logits: true, scale, zeros: false, stored: false }
+        Scheme { x: DType::I8, weight, group, logits: true, scale, zeros: false, stored: false, weight_only: false }
     }
 
     fn stored(of: Stored) -> Scheme {
@@ -74,7 +76,10 @@ impl Scheme {
     }
 
     fn scales(self) -> Scales {
-        Scales::of(self.group, self.zeros)
+        match self.group {
+            Some(group) if self.weight_only => Scales::WeightOnly { group, zeros: self.zeros },
+            _ => Scales::of(self.group, self.zeros),
+        }
     }
 }
 
@@ -85,6 +90,8 @@ pub struct Wanted<'a> {
     pub choice: Option<QuantizeChoice>,
     /// How the checkpoint stores a tensor that may be multiplied with as it is stored.
     pub stored: &'a dyn Fn(&str) -> Option<Stored>,
+    /// Whether weights in groups are multiplied with activations as they are.
+    pub weight_only: bool,
 }
 
 impl Wanted<'_> {
@@ -94,10 +101,11 @@ impl Wanted<'_> {
             Op::Weight(recipe) => stored_alike(recipe, self.stored),
             _ => None,
         };
-        match (self.choice.map(Scheme::of), stored.map(Scheme::stored)) {
+        let scheme = match (self.choice.map(Scheme::of), stored.map(Scheme::stored)) {
             (Some(asked), Some(stored)) if stored.weight.bits() > asked.weight.bits() => Some(asked),
             (asked, stored) => stored.or(asked),
-        }
+        };
+        scheme.map(|s| Scheme { weight_only: self.weight_only && s.group.is_some(), ..s })
     }
 }
 
@@ -144,19 +152,29 @@ pub fn quantize(mut graph: Graph, wanted: Wanted<'_>) -> Result<Graph, Diagnosti
 fn products(graph: &Graph, wanted: Wanted<'_>) -> Vec<(NodeIndex, Scheme)> {
     let product = |n: NodeIndex| {
         let scheme = wanted.scheme(graph, *graph.operands(n).get(1)?)?;
-        is_product(graph, n, scheme).then_some((n, scheme))
+        // of what was not asked for, only what can be is multiplied as it is stored
+        let can =
+            !scheme.weight_only || wanted.choice.is_some() || graph.tensor(graph.operands(n)[0]).dtype.bits() == 16;
+        (can && is_product(graph, n, scheme)).then_some((n, scheme))
     };
     graph.order().into_iter().filter_map(product).collect()
 }
 
 fn is_product(graph: &Graph, n: NodeIndex, scheme: Scheme) -> bool {
     let logits = || graph.tensor(ValueId { node: n, result: 0 }).dims.first() == Some(&Dim::Sym(Sym::L));
-    matches!(graph.node(n).op, Op::Call(Call::Gemm { scales: Scales::None, .. })) && (scheme.logits || !logits())
+    let whole = matches!(graph.node(n).op, Op::Call(Call::Gemm { scales: Scales::None, .. }));
+    whole && (scheme.logits || !logits()) && !(scheme.weight_only && is_looked_up(graph, n))
+}
+
+/// Whether a product's weight is a table of embeddings too, which is looked up as numbers where weights alone are quantised.
+fn is_looked_up(graph: &Graph, n: NodeIndex) -> bool {
+    let looks_up = |user: NodeIndex| matches!(graph.node(user).op, Op::Call(Call::Embed { .. }));
+    graph.operands(n).get(1).is_some_and(|w| graph.users(*w).iter().any(|(user, _)| looks_up(*user)))
 }
 
 /// Why a product cannot be quantised.
 fn refused(graph: &Graph, n: NodeIndex, scheme: Scheme, choice: QuantizeChoice) -> Option<Diagnostic> {
-    let [_, w, ..] = graph.operands(n)[..] else { return None };
+    let [x, w, ..] = graph.operands(n)[..] else { return None };
     let (node, name) = (graph.node(n), &graph.result(w).name);
     let k = graph.tensor(w).last()?;
     let message = match (scheme.group, &graph.node(w.node).op) {
@@ -164,6 +182,10 @@ fn refused(graph: &Graph, n: NodeIndex, scheme: Scheme, choice: QuantizeChoice) 
         (Some(group), _) if !k.is_multiple_of(group) => format!(
             "--quantize {choice} cuts sums into groups of {group}, but those of `{name}` have {k} terms · help: \
              --quantize int8 takes any number"
+        ),
+        _ if scheme.weight_only && graph.tensor(x).dtype.bits() != 16 => format!(
+            "--quantize {choice} multiplies activations of 16 bits here, but those that meet `{name}` are {} · help: --dtype bf16",
+            graph.tensor(x).dtype
         ),
         _ => return None,
     };
@@ -177,7 +199,7 @@ fn shared_table(graph: &mut Graph, n: NodeIndex, wanted: Wanted<'_>) {
     };
     let (table, ids) = (*table, *ids);
     let lookup = |s: &Scheme| !s.zeros && (s.group.is_none() || s.scale == DType::F16);
-    let Some(scheme) = wanted.scheme(graph, table).filter(lookup) else { return };
+    let Some(scheme) = wanted.scheme(graph, table).filter(lookup).filter(|s| !s.weight_only) else { return };
     if !graph.users(table).iter().any(|(user, operand)| *operand == 1 && is_product(graph, *user, scheme)) {
         return;
     }
@@ -195,13 +217,14 @@ fn product(graph: &mut Graph, n: NodeIndex, scheme: Scheme) {
     let (Op::Call(Call::Gemm { epilogue, out, .. }), operands) = (graph.node(n).op.clone(), graph.operands(n)) else {
         return;
     };
-    let x = quantized_rows(graph, operands[0], scheme.rows());
+    let x = (!scheme.weight_only).then(|| quantized_rows(graph, operands[0], scheme.rows()));
+    let at = |result| x.map(|node| ValueId { node, result });
     let [values, scales] = [Part::Values, Part::Scales].map(|part| weight(graph, operands[1], scheme, part));
-    let at = |result| ValueId { node: x, result };
-    let mut quantized = vec![at(0), values];
+    let mut quantized = vec![at(0).unwrap_or(operands[0]), values];
     quantized.extend(&operands[2..]);
-    quantized.extend([at(1), scales]);
-    quantized.extend(scheme.group.map(|_| at(2)));
+    quantized.extend(at(1));
+    quantized.push(scales);
+    quantized.extend(scheme.group.and_then(|_| at(2)));
     quantized.extend(scheme.zeros.then(|| weight(graph, operands[1], scheme, Part::Zeros)));
     let (old, loc) = (ValueId { node: n, result: 0 }, graph.node(n).loc.clone());
     let name = forget_name(graph, old);

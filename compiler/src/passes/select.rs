@@ -167,7 +167,7 @@ impl Selection<'_> {
     fn matrix(&self, value: ValueId) -> MemLayout {
         match self.activation_layout(value) {
             panel @ MemLayout::Panel { .. } => panel,
-            MemLayout::Strided { .. } | MemLayout::Blocks { .. } => self.strided(value),
+            MemLayout::Strided { .. } | MemLayout::Blocks { .. } | MemLayout::Fragments { .. } => self.strided(value),
         }
     }
 

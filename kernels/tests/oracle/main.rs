@@ -5,6 +5,7 @@ mod gemm;
 mod quantized;
 mod rope;
 mod rows;
+mod weight_only;
 
 use rvllm_ir::{
     DType, Sym,

@@ -130,11 +130,11 @@ impl Operands {
 }
 
 fn rows_of(weight: DType) -> Quantized {
-    Quantized { weight, group: None, scales: MemLayout::DENSE, scale: DType::F32, zeros: false }
+    Quantized { weight, group: None, scales: MemLayout::DENSE, scale: DType::F32, zeros: false, weight_only: false }
 }
 
 fn groups_of(weight: DType, group: usize, scale: DType, zeros: bool) -> Quantized {
-    Quantized { weight, group: Some(group), scales: MemLayout::Panel { n: 4, k: 1 }, scale, zeros }
+    Quantized { weight, group: Some(group), scales: MemLayout::Panel { n: 4, k: 1 }, scale, zeros, weight_only: false }
 }
 
 fn check(s: &Gemm, m: usize) {

@@ -266,9 +266,11 @@ fn check_positions(manifest: &Manifest, recipe: &Recipe) -> Check {
         Recipe::RopeTable { positions, .. } => {
             within("positions of its rope table", *positions, 1, u64::from(manifest.model.max_model_len))
         }
-        Recipe::Cast(_, of) | Recipe::Quantize { of, .. } | Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => {
-            check_positions(manifest, of)
-        }
+        Recipe::Cast(_, of)
+        | Recipe::Quantize { of, .. }
+        | Recipe::Pack { of, .. }
+        | Recipe::Blocks { of, .. }
+        | Recipe::Fragments { of, .. } => check_positions(manifest, of),
         Recipe::Concat(parts) => parts.iter().try_for_each(|part| check_positions(manifest, part)),
         Recipe::Tensor(_) => Ok(()),
     }

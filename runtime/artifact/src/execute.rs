@@ -7,7 +7,7 @@
 use crate::{
     block, convert,
     error::{Error, Result},
-    panel,
+    fragment, panel,
     plan::DType,
     quantize::{self, Scheme},
     recipe::{Part, Recipe},
@@ -114,6 +114,10 @@ enum Node<'a> {
         matrices: u64,
         of: Box<Rows<'a>>,
     },
+    Fragments {
+        matrices: u64,
+        of: Box<Rows<'a>>,
+    },
 }
 
 impl<'a> Rows<'a> {
@@ -163,6 +167,9 @@ impl<'a> Rows<'a> {
             }
             Recipe::Blocks { k, matrices, of } => {
                 Rows::blocks(u64::from(*k), u64::from(*matrices), Rows::through(of, source, searched, casts)?)
+            }
+            Recipe::Fragments { k, matrices, of } => {
+                Rows::fragments(u64::from(*k), u64::from(*matrices), Rows::through(of, source, searched, casts)?)
             }
             Recipe::RopeTable { inv_freq, factor, positions } => {
                 let shape = vec![u64::from(*positions), 2, inv_freq.len() as u64];
@@ -232,6 +239,21 @@ impl<'a> Rows<'a> {
         let blocks = stored.ok_or_else(|| too_large(&of.ty))?.div_ceil(block::ROWS as u64);
         let ty = TensorType { dtype: of.ty.dtype, shape: vec![blocks, columns.div_ceil(k), block::ROWS as u64, k] };
         Rows::new(ty, Node::Blocks { matrices, of: Box::new(of) })
+    }
+
+    fn fragments(k: u64, matrices: u64, of: Rows<'a>) -> Result<Rows<'a>> {
+        let refused = |expected: &str| Error::Recipe(format!("fragments of {}, expected {expected}", of.ty));
+        let [rows, columns] = of.ty.shape[..] else { return Err(refused("two dimensions")) };
+        if of.ty.dtype == DType::U4 && k != fragment::COLUMNS as u64 {
+            return Err(refused(&format!("pieces of {} columns, not of {k}", fragment::COLUMNS)));
+        }
+        if rows % matrices != 0 {
+            return Err(refused(&format!("{matrices} matrices of as many rows")));
+        }
+        let pieces = (rows / matrices).div_ceil(fragment::ROWS as u64).checked_mul(matrices);
+        let pieces = pieces.ok_or_else(|| too_large(&of.ty))?;
+        let ty = TensorType { dtype: of.ty.dtype, shape: vec![pieces, columns.div_ceil(k), fragment::ROWS as u64, k] };
+        Rows::new(ty, Node::Fragments { matrices, of: Box::new(of) })
     }
 
     fn new(ty: TensorType, node: Node<'a>) -> Result<Rows<'a>> {
@@ -308,6 +330,7 @@ impl<'a> Rows<'a> {
             }
             Node::Pack { n, k, of } => self.fill_panels(*n, *k, of, rows, out),
             Node::Blocks { matrices, of } => self.fill_blocks(*matrices, of, rows, out),
+            Node::Fragments { matrices, of } => self.fill_fragments(*matrices, of, rows, out),
         }
     }
 
@@ -327,6 +350,25 @@ impl<'a> Rows<'a> {
                     of.fill(matrix * each + first, dense)?;
                     block::place(dense, of.row_bytes as usize, group, line, out);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Row `i` of a result of pieces is 32 rows of one matrix over all columns.
+    fn fill_fragments(&self, matrices: u64, of: &Rows<'_>, pieces: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let unit = (self.ty.shape[3] * self.ty.dtype.bits() / 8) as usize;
+        let each = of.len() / matrices;
+        let mut buffer = vec![0; fragment::ROWS * of.row_bytes as usize];
+        for (number, out) in pieces.zip(out.chunks_exact_mut(self.row_bytes as usize)) {
+            let (matrix, first) = (number % matrices, number / matrices * fragment::ROWS as u64);
+            let rows = each.saturating_sub(first).min(fragment::ROWS as u64);
+            let dense = &mut buffer[..(rows * of.row_bytes) as usize];
+            out.fill(0);
+            of.fill(matrix * each + first, dense)?;
+            panel::pack(dense, of.row_bytes as usize, fragment::ROWS, unit, out);
+            if self.ty.dtype == DType::U4 {
+                out.chunks_exact_mut(fragment::ROWS * unit).for_each(fragment::deal);
             }
         }
         Ok(())

@@ -36,6 +36,7 @@ mod directory;
 pub mod dummy;
 pub mod error;
 pub mod execute;
+mod fragment;
 pub mod gguf;
 pub mod gpu;
 mod header;

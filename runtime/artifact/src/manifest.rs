@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// 2.0: a step brings temperatures and random numbers, its outputs are sums and drawn tokens too
 /// ([`crate::plan::Outputs::draws`]), and grids may be bounded ([`crate::plan::Expr::Min`]).
-pub const FORMAT: &str = "2.0";
+pub const FORMAT: &str = "2.1";
 
 /// [`Target::arch`] of NVIDIA GPUs.
 pub const NVPTX: &str = "nvptx64";

@@ -45,6 +45,16 @@ pub enum Recipe {
         /// The tensor to lay out.
         of: Box<Recipe>,
     },
+    /// `[matrices * N, K]` into `[ceil(N / 32) * matrices][ceil(K/k)][32][k]`, zero padded: 32 rows of each matrix in turn.
+    /// Elements of 4 bits, 64 columns of them, are in the order of a matrix instruction's operand: see `fragment::deal`.
+    Fragments {
+        /// Columns of a piece.
+        k: u32,
+        /// Matrices that lie one after the other in the tensor.
+        matrices: u32,
+        /// The tensor to lay out.
+        of: Box<Recipe>,
+    },
     /// `[positions, 2, dim/2]f32`: cosines, then sines, of `position * inv_freq`, times `factor`.
     RopeTable {
         /// Inverse frequencies, `dim/2` of them.
@@ -116,6 +126,13 @@ impl Recipe {
                 }
                 of.check_below(below)
             }
+            Recipe::Fragments { k, matrices, of } => {
+                if !(1..=MAX_PANEL).contains(k) || !(1..=MAX_MATRICES).contains(matrices) {
+                    let expected = format!("1 to {MAX_PANEL} columns of 1 to {MAX_MATRICES} matrices");
+                    return Err(format!("fragments[{k}, {matrices}], expected {expected}"));
+                }
+                of.check_below(below)
+            }
             Recipe::RopeTable { inv_freq, factor, .. } => {
                 let finite = factor.is_finite() && inv_freq.iter().all(|f| f.is_finite());
                 if finite { Ok(()) } else { Err("rope table with a frequency or factor that is not finite".into()) }
@@ -128,9 +145,11 @@ impl Recipe {
         match self {
             Recipe::Tensor(name) => vec![name],
             Recipe::Concat(parts) => parts.iter().flat_map(Recipe::sources).collect(),
-            Recipe::Cast(_, of) | Recipe::Quantize { of, .. } | Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => {
-                of.sources()
-            }
+            Recipe::Cast(_, of)
+            | Recipe::Quantize { of, .. }
+            | Recipe::Pack { of, .. }
+            | Recipe::Blocks { of, .. }
+            | Recipe::Fragments { of, .. } => of.sources(),
             Recipe::RopeTable { .. } => vec![],
         }
     }

@@ -247,7 +247,7 @@ mod tests {
             for (n, k) in bounds.filter(|n| *n > 0).flat_map(|n| [(n, 7), (n, 64)]) {
                 let dtypes = match (target.panel, k) {
                     (Some(_), _) => &["f32", "bf16", "i8", "u4"][..],
-                    (None, 64) => &["f32", "bf16", "f8e4m3"],
+                    (None, 64) => &["f32", "bf16", "f8e4m3", "u4"],
                     // rows that are no whole units of 16 bytes
                     _ => &["f32", "bf16"],
                 };

@@ -1,6 +1,6 @@
 //! `gemm`: all schedule rows over shapes with edges.
 
-use super::{Case, activations, panel, sum_tolerance};
+use super::{Case, activations, panel, sum_tolerance, tolerance};
 use crate::launch::{Launch, Symbols};
 use rvllm_ir::{
     DType, Sym,
@@ -106,12 +106,60 @@ pub fn quantized(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
     };
     let variants = |(i, shape): (usize, &Shape)| {
         let named = |(j, row): (usize, &&GemmRow)| {
-            let how = Quantized { weight: dtype, group, scales: scales(target), scale: DType::F16, zeros: false };
+            let how = Quantized {
+                weight: dtype,
+                group,
+                scales: scales(target),
+                scale: DType::F16,
+                zeros: false,
+                weight_only: false,
+            };
             gemm(&format!("gemm_{}_{i}_{j}", dtype.name()), &quantized_spec(target, how, *shape, row))
         };
         rows(target, dtype, shape).iter().enumerate().map(named).collect()
     };
     shapes.iter().enumerate().map(variants).collect()
+}
+
+/// Shapes of products with weights of 4 bits alone: K of whole and half lines, columns of whole and half tiles, tails of both.
+const PACKED: [Shape; 6] =
+    [(96, 128, PLAIN), (70, 96, BIAS), (33, 160, GATED), (256, 768, RESIDUAL), (136, 416, GATED), (8456, 64, PLAIN)];
+/// How such weights come: columns that share a scale, the scale's element type, whether there are zeros.
+const PACKED_GROUPS: [(usize, DType, bool); 3] =
+    [(32, DType::F16, false), (64, DType::Bf16, false), (128, DType::F16, true)];
+
+/// The kernels of every schedule row for weights of 4 bits alone, problem by problem.
+pub fn packed(target: &Target) -> Vec<Vec<Kernel>> {
+    let mut all = vec![];
+    for (group, scale, zeros) in PACKED_GROUPS {
+        for (i, shape) in PACKED.iter().enumerate().filter(|(_, (_, k, _))| k.is_multiple_of(group)) {
+            let scales = MemLayout::Fragments { k: (64 / group).max(1) };
+            let how = Quantized { weight: DType::U4, group: Some(group), scales, scale, zeros, weight_only: true };
+            let name = |j| format!("gemm_u4g{group}_{i}_{j}");
+            let named = |(j, row): (usize, &&GemmRow)| gemm(&name(j), &quantized_spec(target, how, *shape, row));
+            all.push(rows(target, DType::U4, shape).iter().enumerate().map(named).collect());
+        }
+    }
+    all
+}
+
+/// The launch of `t` tokens with values in all of their range, and scales that keep results small.
+pub fn packed_launch(kernel: &Kernel, t: usize) -> Launch {
+    let launch = launch(kernel, t);
+    let set = |launch: Launch, name: &str, of: &dyn Fn(f32, DType) -> f32| match kernel
+        .params
+        .iter()
+        .position(|p| p.name == name)
+    {
+        None => launch,
+        Some(i) => {
+            let values = launch.args[i].numbers().iter().map(|x| of(*x, kernel.params[i].ty.dtype)).collect();
+            launch.set(name, values)
+        }
+    };
+    let any = |x: f32, _| (x * 7.5 + 7.5).round();
+    let launch = set(set(launch, "weight", &any), "weight_zero", &any);
+    set(launch, "weight_scale", &|x, dtype| dtype.round(x / 16.0))
 }
 
 /// How checkpoints store weights beside the ways in which they are quantised here: values, columns that share a scale, the
@@ -130,7 +178,8 @@ pub fn stored(target: &Target) -> Vec<Vec<Kernel>> {
     let mut all = vec![];
     for (weight, group, scale, zeros) in STORED {
         for shape in STORED_SHAPES {
-            let how = Quantized { weight, group: Some(group), scales: scales(target), scale, zeros };
+            let how =
+                Quantized { weight, group: Some(group), scales: scales(target), scale, zeros, weight_only: false };
             let rows = rows(target, DType::U4, &shape);
             let ends = [0, rows.len() - 1].map(|i| (i, rows[i]));
             let name = |i| format!("gemm_{weight}g{group}_{scale}_{zeros}_{}_{i}", shape.1);
@@ -150,6 +199,7 @@ fn quantized_spec(target: &Target, how: Quantized, shape: Shape, row: &GemmRow) 
         Some(n) => (MemLayout::Panel { n, k: 32 / weight.bits() }, k + 3),
         None => (panel(target, weight), k + 16),
     };
+    let rounded = how.weight_only || weight == DType::F8e4m3;
     Gemm {
         m: Sym::T,
         n,
@@ -161,7 +211,7 @@ fn quantized_spec(target: &Target, how: Quantized, shape: Shape, row: &GemmRow) 
             _ => MemLayout::Strided { row: Some(row_len) },
         },
         weight: layout,
-        out: if weight == DType::F8e4m3 && epilogue.residual { DType::Bf16 } else { DType::F32 },
+        out: if rounded && epilogue.residual { DType::Bf16 } else { DType::F32 },
         result: MemLayout::DENSE,
         epilogue,
         block_m: row.block_m,
@@ -237,6 +287,29 @@ pub fn cases(target: &Target) -> Vec<Case> {
         None => &[(DType::F8e4m3, 8e-3)],
     };
     cases.extend(quantized.iter().flat_map(|(dtype, tolerance)| quantized_cases(target, *dtype, *tolerance)));
+    if target.gpu.is_some() {
+        cases.extend(packed_cases(target));
+    }
+    cases
+}
+
+/// Numbers of tokens for products with weights of 4 bits alone: of every tile, and more than one.
+const PACKED_ROWS: [usize; 5] = [1, 7, 33, 130, 270];
+
+fn packed_cases(target: &Target) -> Vec<Case> {
+    let mut cases = vec![];
+    for kernels in packed(target) {
+        let columns = kernels[0].params.last().and_then(|c| c.ty.last()).unwrap_or(0);
+        for t in PACKED_ROWS.into_iter().filter(|t| columns < 1000 || *t == 7) {
+            let first = packed_launch(&kernels[0], t);
+            cases.extend(kernels.iter().map(|kernel| Case {
+                launch: first.with(kernel),
+                // sums of the tensor cores in f32, and the result's rounding
+                tolerance: tolerance(kernel.params.last().map_or(DType::F32, |c| c.ty.dtype)).max(5e-5),
+                group: Some(format!("{} T={t}", kernels[0].name)),
+            }));
+        }
+    }
     cases
 }
 

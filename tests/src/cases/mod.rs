@@ -67,6 +67,7 @@ pub fn sum_tolerance(dtype: DType, k: usize) -> f32 {
 pub fn panel(target: &Target, dtype: DType) -> MemLayout {
     match (target.panel, &target.gpu) {
         (Some(n), _) => MemLayout::Panel { n, k: pair(dtype) },
+        (None, Some(_)) if dtype == DType::U4 => MemLayout::Fragments { k: 64 },
         (None, Some(_)) if dtype.bits() <= 16 => MemLayout::Blocks { k: 1024 / dtype.bits() },
         _ => MemLayout::DENSE,
     }

@@ -39,7 +39,14 @@ pub fn embed_values(target: &Target) -> Vec<Case> {
     let panel = |k| target.panel.map_or(MemLayout::DENSE, |n| MemLayout::Panel { n, k });
     for (i, (vocab, hidden)) in [(7, 32), (40, 64), (33, 160)].into_iter().enumerate() {
         for (weight, group) in [(DType::I8, None), (DType::U4, Some(32))] {
-            let values = Some(Quantized { weight, group, scales: panel(1), scale: DType::F16, zeros: false });
+            let values = Some(Quantized {
+                weight,
+                group,
+                scales: panel(1),
+                scale: DType::F16,
+                zeros: false,
+                weight_only: false,
+            });
             let chunk = target.row_chunk.min(hidden);
             let table = panel(32 / weight.bits());
             let s = Embed { vocab, hidden, dtype: DType::Bf16, values, table, chunk };

@@ -11,7 +11,14 @@ const SHAPES: [(usize, usize); 5] = [(4096, 512), (6144, 512), (16384, 512), (10
 
 fn product(row: &GemmRow, (n, k): (usize, usize), residual: bool, out: DType) -> Gemm {
     let weight = DType::parse(&row.dtype).unwrap();
-    let scaled = Quantized { weight, group: None, scales: MemLayout::DENSE, scale: DType::F32, zeros: false };
+    let scaled = Quantized {
+        weight,
+        group: None,
+        scales: MemLayout::DENSE,
+        scale: DType::F32,
+        zeros: false,
+        weight_only: false,
+    };
     Gemm {
         m: Sym::T,
         n,
@@ -30,6 +37,16 @@ fn product(row: &GemmRow, (n, k): (usize, usize), residual: bool, out: DType) ->
     }
 }
 
+/// A product with a weight of 4 bits.
+fn packed(row: &GemmRow, (n, k): (usize, usize), group: usize, zeros: bool) -> Gemm {
+    let scales = MemLayout::Fragments { k: (64 / group).max(1) };
+    let weight = DType::U4;
+    let how = Quantized { weight, group: Some(group), scales, scale: DType::F16, zeros, weight_only: true };
+    // what follows gates and ups is the next product
+    let whole = product(row, (n, k), zeros && !row.gated, if zeros { DType::Bf16 } else { DType::F32 });
+    Gemm { quantized: Some(how), weight: MemLayout::Fragments { k: 64 }, ..whole }
+}
+
 fn products(target: &Target) -> Vec<Gemm> {
     let mut all = vec![];
     for (n, k) in SHAPES {
@@ -40,6 +57,12 @@ fn products(target: &Target) -> Vec<Gemm> {
             let whole = n.is_multiple_of(64);
             all.push(product(row, (n, k), whole, if whole { DType::Bf16 } else { DType::F32 }));
         }
+    }
+    for (n, k, group, zeros) in
+        [(4096, 512, 32, false), (4096, 512, 128, true), (16384, 512, 32, true), (1000, 96, 32, false)]
+    {
+        let rows = [false, true].into_iter().flat_map(|gated| target.gemm_rows("u4", gated, n, k));
+        all.extend(rows.map(|row| packed(row, (n, k), group, zeros)));
     }
     all
 }

@@ -172,6 +172,13 @@ pub enum Scales {
     Groups(usize),
     /// As [`Scales::Groups`], with a value for each that stands for zero.
     GroupsWithZeros(usize),
+    /// None for x, which holds numbers, and one for so many columns of a row of the weight, which holds unsigned values.
+    WeightOnly {
+        /// Columns that share a scale.
+        group: usize,
+        /// Whether each group has a value that stands for zero; else the middle of the values' range does.
+        zeros: bool,
+    },
 }
 
 impl Scales {
@@ -188,7 +195,7 @@ impl Scales {
     pub fn group(self) -> Option<usize> {
         match self {
             Scales::None | Scales::Rows => None,
-            Scales::Groups(n) | Scales::GroupsWithZeros(n) => Some(n),
+            Scales::Groups(group) | Scales::GroupsWithZeros(group) | Scales::WeightOnly { group, .. } => Some(group),
         }
     }
 
@@ -199,6 +206,17 @@ impl Scales {
             Scales::Rows => 2,
             Scales::Groups(_) => 3,
             Scales::GroupsWithZeros(_) => 4,
+            Scales::WeightOnly { zeros, .. } => 1 + usize::from(zeros),
+        }
+    }
+
+    /// Which of them are the weight's, of every row and group: its scales, and its zeros.
+    pub fn of_weight(self) -> Vec<usize> {
+        match self {
+            Scales::None | Scales::Rows => vec![],
+            Scales::Groups(_) => vec![1],
+            Scales::GroupsWithZeros(_) => vec![1, 3],
+            Scales::WeightOnly { zeros, .. } => (0..1 + usize::from(zeros)).collect(),
         }
     }
 }
@@ -230,7 +248,7 @@ pub enum Call {
     /// `(x [.., K], weight [N, K], bias?, residual?, scales..) -> [.., N or N/2]`, in `out`. The scales are
     /// `x_scale [..]f32, weight_scale [N]f32` with [`Scales::Rows`]; `x_scale, weight_scale [N, K/group]` in f16, bf16 or f32,
     /// `x_sums [.., K/group]f32` with [`Scales::Groups`], and after them with [`Scales::GroupsWithZeros`]
-    /// `weight_zero [N, K/group]f16`.
+    /// `weight_zero [N, K/group]f16`; `weight_scale [N, K/group], weight_zero [N, K/group]f16?` with [`Scales::WeightOnly`].
     Gemm {
         /// What happens before the store.
         epilogue: Epilogue,

@@ -107,14 +107,15 @@ fn gemm(epilogue: Epilogue, scales: Scales, out: DType) -> Vec<String> {
 }
 
 fn scales_of(scales: Scales) -> impl Iterator<Item = String> {
-    let (columns, zeros) = match scales {
-        Scales::None => (None, false),
-        Scales::Rows => (Some("rows".to_string()), false),
-        Scales::Groups(n) => (Some(n.to_string()), false),
-        Scales::GroupsWithZeros(n) => (Some(n.to_string()), true),
+    let (columns, flags) = match scales {
+        Scales::None => (None, [false; 2]),
+        Scales::Rows => (Some("rows".to_string()), [false; 2]),
+        Scales::Groups(n) => (Some(n.to_string()), [false; 2]),
+        Scales::GroupsWithZeros(n) => (Some(n.to_string()), [true, false]),
+        Scales::WeightOnly { group, zeros } => (Some(group.to_string()), [zeros, true]),
     };
-    let zeros = zeros.then(|| "zeros".to_string());
-    columns.map(|columns| format!("scales = {columns}")).into_iter().chain(zeros)
+    let flags = flags.into_iter().zip(["zeros", "weight_only"]).filter(|(on, _)| *on).map(|(_, name)| name.to_string());
+    columns.map(|columns| format!("scales = {columns}")).into_iter().chain(flags)
 }
 
 fn attend(a: &Attention) -> Vec<String> {

@@ -3,7 +3,7 @@
 //! [`TensorData`] holds logical elements in row-major order, whatever the [`MemLayout`]; [`pack`] and [`unpack`] go to
 //! and from the bytes that compiled kernels see (little-endian).
 
-use super::{BLOCK_GROUP, BLOCK_ROWS, MemLayout};
+use super::{BLOCK_GROUP, BLOCK_ROWS, FRAGMENT_COLUMNS, FRAGMENT_ROWS, MemLayout};
 use crate::{
     e4m3_bits, e4m3_number,
     expr::Sym,
@@ -114,6 +114,9 @@ impl MemLayout {
                 let rows = outer.iter().product::<usize>() * rows.next_multiple_of(BLOCK_GROUP);
                 rows.next_multiple_of(BLOCK_ROWS) * cols.next_multiple_of(k)
             }
+            (MemLayout::Fragments { k }, [outer @ .., rows, cols]) => {
+                outer.iter().product::<usize>() * rows.next_multiple_of(FRAGMENT_ROWS) * cols.next_multiple_of(k)
+            }
             _ => dims.iter().product(),
         }
     }
@@ -138,6 +141,11 @@ impl MemLayout {
                 let swizzled = (c % k / piece) ^ (row % BLOCK_GROUP);
                 (block * BLOCK_ROWS + row) * k + swizzled * piece + c % piece
             }
+            (MemLayout::Fragments { k }, [outer @ .., _, cols], [at @ .., r, c]) => {
+                let matrices = outer.iter().product::<usize>();
+                let run = r / FRAGMENT_ROWS * matrices + dense(outer, at);
+                ((run * cols.div_ceil(k) + c / k) * FRAGMENT_ROWS + r % FRAGMENT_ROWS) * k + c % k
+            }
             _ => dense(dims, index),
         }
     }
@@ -155,7 +163,7 @@ pub(super) fn index_of(dims: &[usize], mut i: usize) -> Vec<usize> {
 
 fn check_rank(layout: MemLayout, dims: &[usize]) -> Result<(), LayoutError> {
     match layout {
-        MemLayout::Panel { .. } | MemLayout::Blocks { .. } if dims.len() < 2 => {
+        MemLayout::Panel { .. } | MemLayout::Blocks { .. } | MemLayout::Fragments { .. } if dims.len() < 2 => {
             Err(LayoutError::Rank { dims: dims.to_vec() })
         }
         _ => Ok(()),
@@ -192,11 +200,23 @@ pub fn pack(t: &TensorData, dtype: DType, layout: MemLayout) -> Result<Vec<u8>, 
     Ok(bytes)
 }
 
-/// Byte and shift of a 4-bit element: see [`MemLayout::Panel`]; dense ones lie in pairs.
+/// Byte and shift of a 4-bit element: see [`MemLayout::Panel`] and [`MemLayout::Fragments`]; dense ones lie in pairs.
 fn nibble(layout: MemLayout, offset: usize) -> (usize, u32) {
+    if let MemLayout::Fragments { .. } = layout {
+        let place = fragment(offset);
+        return (place / 2, if place.is_multiple_of(2) { 0 } else { 4 });
+    }
     let run = if let MemLayout::Panel { k, .. } = layout { k.max(2) } else { 2 };
     let within = offset % run;
     (offset / run * (run / 2) + within % (run / 2), if within < run / 2 { 0 } else { 4 })
+}
+
+/// Where the element of 4 bits at an offset lies, in half bytes.
+fn fragment(offset: usize) -> usize {
+    let piece = FRAGMENT_ROWS * FRAGMENT_COLUMNS;
+    let (row, c) = (offset % piece / FRAGMENT_COLUMNS, offset % FRAGMENT_COLUMNS);
+    let (slice, half, four, e) = (c / 16, c / 8 % 2, c / 2 % 4, c % 2);
+    offset / piece * piece + (4 * row + four) * 16 + slice / 2 * 8 + 4 * e + 2 * (slice % 2) + half
 }
 
 fn pack_nibbles(x: &[f32], dims: &[usize], layout: MemLayout) -> Vec<u8> {
@@ -273,7 +293,11 @@ mod tests {
 
     #[test]
     fn offsets_are_distinct_and_inside() {
-        for (layout, dims) in [(MemLayout::Panel { n: 4, k: 2 }, [2, 7, 5]), (BLOCKS, [3, 45, 70])] {
+        for (layout, dims) in [
+            (MemLayout::Panel { n: 4, k: 2 }, [2, 7, 5]),
+            (BLOCKS, [3, 45, 70]),
+            (MemLayout::Fragments { k: 2 }, [3, 45, 7]),
+        ] {
             let n = dims.iter().product();
             let offsets: std::collections::HashSet<usize> =
                 (0..n).map(|i| layout.offset(&dims, &index_of(&dims, i))).collect();
@@ -293,6 +317,26 @@ mod tests {
         // the next columns are the next block, the next 64 rows lie behind all columns
         assert_eq!([at([0, 0, 64]), at([0, 32, 0])], [64 * 64, 3 * 64 * 64]);
         assert_eq!(BLOCKS.len(&[2, 40, 130]), 2 * 3 * 64 * 64);
+    }
+
+    #[test]
+    fn pieces_of_nibbles_are_in_the_order_of_a_matrix_operand() {
+        const LAYOUT: MemLayout = MemLayout::Fragments { k: 64 };
+        let dims = [2, 40, 96];
+        // 40 rows take 64 of each matrix, 96 columns two pieces
+        assert_eq!(LAYOUT.len(&dims), 2 * 64 * 128);
+        let at = |index: [usize; 3]| {
+            let (byte, shift) = nibble(LAYOUT, LAYOUT.offset(&dims, &index));
+            2 * byte + shift as usize / 4
+        };
+        // thread 32 w + 4 r + c of row 8 w + r, columns 16 s + 8 h + 2 c + e
+        assert_eq!(at([0, 8 + 3, 2 * 2 + 1]), (32 + 4 * 3 + 2) * 16 + 4);
+        assert_eq!(at([0, 0, 3 * 16 + 8]), 8 + 2 + 1);
+        // the next columns, then the other matrix, then the next rows
+        assert_eq!([at([0, 0, 64]), at([1, 0, 0]), at([0, 32, 0])], [2048, 2 * 2048, 4 * 2048]);
+        let t = TensorData::f32(&dims, (0..2 * 40 * 96).map(|i| (i * 7 % 16) as f32).collect());
+        let bytes = pack(&t, DType::U4, LAYOUT).unwrap();
+        assert_eq!(unpack(&bytes, &dims, DType::U4, LAYOUT).unwrap(), t);
     }
 
     #[test]

@@ -77,12 +77,25 @@ pub enum MemLayout {
         /// Columns of a block.
         k: usize,
     },
+    /// The last two dimensions `[N, K]` in pieces of [`FRAGMENT_ROWS`] rows by `k` columns, next to each other:
+    /// `[ceil(rows/32)][ceil(K/k)][32][k]`, zero padded. Matrices of outer dimensions share pieces: 32 rows of each in turn.
+    /// A piece of 4-bit elements, of 64 columns, is in the order in which the 128 threads of a warpgroup hold them as a matrix
+    /// instruction's operand: thread `32 w + 4 r + c` has of row `8 w + r` the columns `16 s + 8 h + 2 c + e` in its 16
+    /// half bytes `8 (s / 2) + 4 e + 2 (s % 2) + h`.
+    Fragments {
+        /// Columns of a piece.
+        k: usize,
+    },
 }
 
 /// Rows of a block of [`MemLayout::Blocks`].
 pub const BLOCK_ROWS: usize = 64;
 /// Adjacent rows of one matrix in a block.
 pub const BLOCK_GROUP: usize = 8;
+/// Rows of a piece of [`MemLayout::Fragments`].
+pub const FRAGMENT_ROWS: usize = 32;
+/// Columns of a piece of [`MemLayout::Fragments`] whose elements have 4 bits.
+pub const FRAGMENT_COLUMNS: usize = 64;
 
 impl MemLayout {
     /// Row-major and dense.

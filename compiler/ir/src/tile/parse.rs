@@ -77,6 +77,12 @@ fn mem_layout(c: &mut Cursor<'_>) -> Read<MemLayout> {
         c.expect('>')?;
         return Ok(MemLayout::Blocks { k });
     }
+    if c.eat_keyword("fragments") {
+        c.expect('<')?;
+        let k = c.number("columns of a piece")?;
+        c.expect('>')?;
+        return Ok(MemLayout::Fragments { k });
+    }
     Ok(MemLayout::DENSE)
 }
 

@@ -7,13 +7,14 @@ use super::{Block, Inst, Kernel, MemLayout, Param, Stmt, Val};
 use std::fmt;
 
 impl fmt::Display for MemLayout {
-    /// Nothing for a dense tensor, else ` stride<n>`, ` panel<n, k>` or ` blocks<k>`.
+    /// Nothing for a dense tensor, else ` stride<n>`, ` panel<n, k>`, ` blocks<k>` or ` fragments<k>`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             MemLayout::Strided { row: None } => Ok(()),
             MemLayout::Strided { row: Some(row) } => write!(f, " stride<{row}>"),
             MemLayout::Panel { n, k } => write!(f, " panel<{n}, {k}>"),
             MemLayout::Blocks { k } => write!(f, " blocks<{k}>"),
+            MemLayout::Fragments { k } => write!(f, " fragments<{k}>"),
         }
     }
 }

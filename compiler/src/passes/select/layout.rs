@@ -7,7 +7,7 @@ use rvllm_ir::{
     DType, TensorType,
     graph::{Call, Op, Scales, ValueId},
     recipe::Recipe,
-    tile::MemLayout,
+    tile::{FRAGMENT_COLUMNS, MemLayout},
 };
 
 /// Bits of a block's row.
@@ -20,6 +20,9 @@ enum Role {
     Matrix { adjacent: usize },
     /// Gates, then ups: each half is packed by itself.
     Gated { adjacent: usize },
+    /// Scales, or zeros, of groups of a weight that alone is quantised: of as many matrices, and so many of a row of which lie
+    /// next to each other.
+    Groups { matrices: usize, adjacent: usize },
     /// Everything else.
     Dense,
 }
@@ -41,16 +44,19 @@ impl Selection<'_> {
     pub(super) fn weight_layout(&self, value: ValueId) -> MemLayout {
         match self.role(value) {
             Role::Dense => MemLayout::DENSE,
+            Role::Groups { adjacent, .. } => MemLayout::Fragments { k: adjacent },
             Role::Matrix { adjacent } | Role::Gated { adjacent } => {
                 self.matrix_layout(self.graph.tensor(value).dtype, adjacent)
             }
         }
     }
 
-    /// Panels for vector units, blocks for a GPU's matrix units, which take elements of 16 bits, and of 8 in floating point.
+    /// Panels for vector units, blocks for a GPU's matrix units, which take elements of 16 bits, and of 8 in floating point;
+    /// pieces of values of 4 bits, which become such.
     fn matrix_layout(&self, dtype: DType, k: usize) -> MemLayout {
         match (self.target.panel, &self.target.gpu) {
             (Some(n), _) => MemLayout::Panel { n, k },
+            (None, Some(_)) if dtype == DType::U4 => MemLayout::Fragments { k: FRAGMENT_COLUMNS },
             (None, Some(_)) if dtype.bits() == 16 || dtype == DType::F8e4m3 => {
                 MemLayout::Blocks { k: BLOCK_BITS / dtype.bits() }
             }
@@ -83,19 +89,22 @@ impl Selection<'_> {
     fn role(&self, value: ValueId) -> Role {
         let as_matrix = |(user, operand): &(NodeIndex, u32)| match &self.graph.node(*user).op {
             Op::Call(Call::Gemm { epilogue, .. }) if *operand == 1 => {
-                Some((epilogue.silu_mul, pair(self.graph.tensor(value).dtype)))
+                Some(matrix(epilogue.silu_mul, pair(self.graph.tensor(value).dtype)))
             }
-            Op::Call(Call::Gemm { epilogue, scales: Scales::Groups(_) | Scales::GroupsWithZeros(_), .. }) => {
-                let first = epilogue.operands();
-                [first + 1, first + 3].contains(&(*operand as usize)).then_some((epilogue.silu_mul, 1))
+            Op::Call(Call::Gemm { epilogue, scales, .. }) => {
+                let number = (*operand as usize).checked_sub(epilogue.operands())?;
+                let role = match scales {
+                    Scales::WeightOnly { group, .. } => Role::Groups {
+                        matrices: 1 + usize::from(epilogue.silu_mul),
+                        adjacent: (FRAGMENT_COLUMNS / group).max(1),
+                    },
+                    _ => matrix(epilogue.silu_mul, 1),
+                };
+                scales.of_weight().contains(&number).then_some(role)
             }
             _ => None,
         };
-        match self.graph.users(value).iter().find_map(as_matrix) {
-            Some((true, adjacent)) => Role::Gated { adjacent },
-            Some((false, adjacent)) => Role::Matrix { adjacent },
-            None => Role::Dense,
-        }
+        self.graph.users(value).iter().find_map(as_matrix).unwrap_or(Role::Dense)
     }
 
     fn stored(&self, value: ValueId) -> Result<Weight, String> {
@@ -116,6 +125,9 @@ impl Selection<'_> {
                 let halves = [&[2, dims[0] / 2], &dims[1..]].concat();
                 (stored_shape(&halves, layout), blocks(k, 2, recipe))
             }
+            (Role::Matrix { .. }, MemLayout::Fragments { k }) => pieces(&dims, k, 1, recipe),
+            (Role::Gated { .. }, MemLayout::Fragments { k }) => pieces(&dims, k, 2, recipe),
+            (Role::Groups { matrices, .. }, MemLayout::Fragments { k }) => pieces(&dims, k, matrices, recipe),
             _ => (dims, recipe.clone()),
         };
         Ok(Weight { name: info.name.clone(), dtype: ty.dtype, shape, recipe })
@@ -125,6 +137,17 @@ impl Selection<'_> {
 /// Adjacent elements that one 32-bit lane holds.
 pub(super) fn pair(dtype: DType) -> usize {
     (32 / dtype.bits()).max(1)
+}
+
+fn matrix(gated: bool, adjacent: usize) -> Role {
+    if gated { Role::Gated { adjacent } } else { Role::Matrix { adjacent } }
+}
+
+/// Shape and recipe of pieces that so many matrices share.
+fn pieces(dims: &[usize], k: usize, matrices: usize, of: &Recipe) -> (Vec<usize>, Recipe) {
+    let each = [&[matrices, dims[0] / matrices], &dims[1..]].concat();
+    let recipe = Recipe::Fragments { k, matrices, of: Box::new(of.clone()) };
+    (stored_shape(&each, MemLayout::Fragments { k }), recipe)
 }
 
 fn blocks(k: usize, matrices: usize, of: &Recipe) -> Recipe {

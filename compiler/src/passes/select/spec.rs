@@ -27,6 +27,9 @@ const DECODE_STAGES: usize = 4;
 /// Tokens of a step up to which a CPU works on one token of a query tile at a time: steps that mostly decode.
 const DECODE_TOKENS: usize = 128;
 
+/// Columns that may share a scale of a weight of 4 bits on a GPU.
+const WEIGHT_ONLY_GROUPS: [u32; 3] = [32, 64, 128];
+
 impl Selection<'_> {
     /// What `call` at node `n` launches, by rising bound; the last has none.
     pub(super) fn choices(&mut self, n: NodeIndex, call: &Call) -> Result<Vec<Choice>, String> {
@@ -150,15 +153,25 @@ impl Selection<'_> {
         if scales == Scales::None {
             return Ok(None);
         }
-        let quantized = self.quantized_as(self.tensor(n, 1)?.dtype, scales.group(), n, epilogue.operands() + 1)?;
-        Ok(Some(Quantized { zeros: matches!(scales, Scales::GroupsWithZeros(_)), ..quantized }))
+        let weight_only = matches!(scales, Scales::WeightOnly { .. });
+        if scales.group().is_some() && !weight_only && self.target.gpu.is_some() {
+            return Err(format!(
+                "target {} multiplies 4-bit weights with activations of 16 bits, a CPU with those of 8 · help: compile for \
+                 one of them at a time",
+                self.target.name
+            ));
+        }
+        let of_weight = scales.of_weight();
+        let first = epilogue.operands() + of_weight.first().unwrap_or(&1);
+        let quantized = self.quantized_as(self.tensor(n, 1)?.dtype, scales.group(), n, first)?;
+        Ok(Some(Quantized { zeros: of_weight.len() > 1, weight_only, ..quantized }))
     }
 
     /// Values whose scales are operand `i`.
     fn quantized_as(&self, weight: DType, group: Option<usize>, n: NodeIndex, i: usize) -> Result<Quantized, String> {
         let scales = self.operand(n, i)?;
         let scale = self.graph.tensor(scales).dtype;
-        Ok(Quantized { weight, group, scales: self.weight_layout(scales), scale, zeros: false })
+        Ok(Quantized { weight, group, scales: self.weight_layout(scales), scale, zeros: false, weight_only: false })
     }
 
     /// A product without its tile sizes.
@@ -390,7 +403,7 @@ fn gemm_symbol(s: &Gemm) -> String {
 }
 
 fn weight_name(q: Quantized) -> String {
-    let Quantized { weight, group, scales: _, scale, zeros } = q;
+    let Quantized { weight, group, scales: _, scale, zeros, weight_only: _ } = q;
     let scale = if group.is_some() && scale != DType::F16 { format!("_{scale}") } else { String::new() };
     let group = group.map_or(String::new(), |n| format!("g{n}"));
     format!("{weight}{group}{scale}{}", flag(zeros, "z"))
@@ -403,7 +416,12 @@ fn schedule(q: Quantized) -> DType {
 
 /// Whether a target has numbers for products with weights that are stored so.
 pub(crate) fn has_schedule(target: &Target, stored: Stored) -> bool {
-    let dtype = if stored.group.is_some() { DType::U4 } else { emit::ir_dtype(stored.values) };
+    let values = emit::ir_dtype(stored.values);
+    let dtype = if stored.group.is_some() { DType::U4 } else { values };
+    let pieces = |group: u32| values == DType::U4 && WEIGHT_ONLY_GROUPS.contains(&group);
+    if target.gpu.is_some() && stored.group.is_some_and(|group| !pieces(group)) {
+        return false;
+    }
     let rows = |gated| target.gemm_rows(dtype.name(), gated, 64, 64);
     [false, true].into_iter().all(|gated| !rows(gated).is_empty())
 }
@@ -425,6 +443,9 @@ fn flag(on: bool, text: &'static str) -> &'static str {
 fn view(layout: MemLayout) -> String {
     match layout {
         MemLayout::Strided { row: Some(row) } => format!("_row{row}"),
-        MemLayout::Strided { row: None } | MemLayout::Panel { .. } | MemLayout::Blocks { .. } => String::new(),
+        MemLayout::Strided { row: None }
+        | MemLayout::Panel { .. }
+        | MemLayout::Blocks { .. }
+        | MemLayout::Fragments { .. } => String::new(),
     }
 }

@@ -37,6 +37,9 @@ fn naive(recipe: &Recipe, tensors: &Tensors) -> (Vec<u64>, Vec<f32>) {
         }
         Recipe::Pack { n, k, of } => naive_pack(u64::from(*n), u64::from(*k), naive(of, tensors)),
         Recipe::Blocks { k, matrices, of } => naive_blocks(u64::from(*k), u64::from(*matrices), naive(of, tensors)),
+        Recipe::Fragments { k, matrices, of } => {
+            naive_fragments(u64::from(*k), u64::from(*matrices), naive(of, tensors))
+        }
         Recipe::RopeTable { inv_freq, factor, positions } => {
             let angle = |p: u32, f: &f32| f64::from(p as f32 * f);
             let row = |p: u32| {
@@ -78,6 +81,19 @@ fn naive_blocks(k: u64, matrices: u64, (shape, values): (Vec<u64>, Vec<f32>)) ->
     (stored.to_vec(), out)
 }
 
+fn naive_fragments(k: u64, matrices: u64, (shape, values): (Vec<u64>, Vec<f32>)) -> (Vec<u64>, Vec<f32>) {
+    let [rows, columns] = shape[..] else { panic!("two dimensions") };
+    let each = rows / matrices;
+    let stored = [each.div_ceil(32) * matrices, columns.div_ceil(k), 32, k];
+    let mut out = vec![0.0; stored.iter().product::<u64>() as usize];
+    for (row, column) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
+        let (matrix, r) = (row / each, row % each);
+        let piece = (r / 32 * matrices + matrix) * stored[1] + column / k;
+        out[((piece * 32 + r % 32) * k + column % k) as usize] = values[(row * columns + column) as usize];
+    }
+    (stored.to_vec(), out)
+}
+
 fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
@@ -103,7 +119,7 @@ fn recipes() -> impl Strategy<Value = Recipe> {
         Just(Recipe::Concat(vec![tensor("a"), tensor("a")])),
         Just(Recipe::Concat(vec![tensor("b"), Recipe::Concat(vec![tensor("a"), tensor("a")])])),
     ];
-    (dense, any::<bool>(), any::<bool>(), 1u32..20, 1u32..6, 0..3).prop_map(|(of, inner, outer, n, k, layout)| {
+    (dense, any::<bool>(), any::<bool>(), 1u32..20, 1u32..6, 0..4).prop_map(|(of, inner, outer, n, k, layout)| {
         let cast = |yes: bool, of: Recipe| if yes { Recipe::Cast(DType::Bf16, Box::new(of)) } else { of };
         let of = cast(inner, of);
         // as many matrices as parts of one shape make the tensor
@@ -111,6 +127,7 @@ fn recipes() -> impl Strategy<Value = Recipe> {
         let laid_out = match layout {
             0 => Recipe::Pack { n, k, of: Box::new(of) },
             1 => Recipe::Blocks { k: 8 * k, matrices: matrices(&of) as u32, of: Box::new(of) },
+            2 => Recipe::Fragments { k, matrices: matrices(&of) as u32, of: Box::new(of) },
             _ => of,
         };
         cast(outer, laid_out)
@@ -204,6 +221,10 @@ fn recipes_that_make_no_sense_say_why() {
         (
             Recipe::Blocks { k: 9, matrices: 1, of: tensor("a") },
             "recipe: blocks[9, 1], expected a multiple of 8 to 4096 columns of 1 to 64 matrices",
+        ),
+        (
+            Recipe::Fragments { k: 0, matrices: 1, of: tensor("a") },
+            "recipe: fragments[0, 1], expected 1 to 4096 columns of 1 to 64 matrices",
         ),
         (deep, "recipe: nested deeper than 16"),
         (

@@ -120,7 +120,9 @@ impl Lower<'_> {
             MemLayout::Strided { .. } if bits < 8 => Err(self.unsupported("elements of 4 bits that lie in no panel")),
             MemLayout::Strided { .. } => Ok(self.strided(tensor, at, shape, size)),
             MemLayout::Panel { n, k } => self.panel(tensor, at, shape, Panel { n, k, size, unit: k * bits / 8 }),
-            MemLayout::Blocks { .. } => Err(self.unsupported("weights in swizzled blocks")),
+            MemLayout::Blocks { .. } | MemLayout::Fragments { .. } => {
+                Err(self.unsupported("weights in the order of a GPU's matrix units"))
+            }
         }
     }
 

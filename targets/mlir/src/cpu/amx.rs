@@ -177,7 +177,7 @@ impl Lower<'_> {
         let lies = match param.layout {
             MemLayout::Strided { .. } => true,
             MemLayout::Panel { n, k } => n == SIDE && param.ty.dtype.bytes(k) == LINE,
-            MemLayout::Blocks { .. } => false,
+            MemLayout::Blocks { .. } | MemLayout::Fragments { .. } => false,
         };
         lies && param.ty.rank() == 2 && symbolic(&param.ty.dims[0])
     }
@@ -190,7 +190,7 @@ impl Lower<'_> {
                 let lane = self.kernel.params[tensor].ty.dtype.bits() * k == 32;
                 lane && n.is_multiple_of(SIDE) && (n.is_multiple_of(rows) || rows.is_multiple_of(n))
             }
-            MemLayout::Strided { .. } | MemLayout::Blocks { .. } => false,
+            MemLayout::Strided { .. } | MemLayout::Blocks { .. } | MemLayout::Fragments { .. } => false,
         }
     }
 

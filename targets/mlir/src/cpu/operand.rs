@@ -82,7 +82,9 @@ impl Lower<'_> {
         let extents = self.extents(tensor, at, shape);
         let readable = match self.kernel.params[tensor].layout {
             rvllm_ir::tile::MemLayout::Panel { n, .. } => n,
-            rvllm_ir::tile::MemLayout::Strided { .. } | rvllm_ir::tile::MemLayout::Blocks { .. } => 1,
+            rvllm_ir::tile::MemLayout::Strided { .. }
+            | rvllm_ir::tile::MemLayout::Blocks { .. }
+            | rvllm_ir::tile::MemLayout::Fragments { .. } => 1,
         };
         let dtype = self.kernel.params[tensor].ty.dtype;
         Ok(View { shape: shape.to_vec(), dtype, address, extents, readable, ahead: None, wide: None })

@@ -158,7 +158,7 @@ impl Lower<'_> {
                 let rows = param.ty.dims[rank - 2].constant()?;
                 (rows <= n).then_some(rank - 2)
             }
-            MemLayout::Panel { .. } => None,
+            MemLayout::Panel { .. } | MemLayout::Fragments { .. } => None,
         }
     }
 
@@ -196,7 +196,7 @@ impl Lower<'_> {
     fn panel_rows(&self, tensor: usize) -> usize {
         match self.kernel.params[tensor].layout {
             MemLayout::Panel { n, .. } => n,
-            MemLayout::Strided { .. } | MemLayout::Blocks { .. } => 1,
+            MemLayout::Strided { .. } | MemLayout::Blocks { .. } | MemLayout::Fragments { .. } => 1,
         }
     }
 

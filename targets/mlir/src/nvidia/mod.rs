@@ -41,7 +41,7 @@ use place::Place;
 use rvllm_ir::{
     diag::Loc,
     expr::{Expr, Sym},
-    tile::{Block, IndexOp, Inst, Kernel, Layout, Stmt, Type, Val},
+    tile::{Block, IndexOp, Inst, Kernel, Layout, MemLayout, Stmt, Type, Val},
 };
 use rvllm_targets::Target;
 use shared::Shared;
@@ -100,6 +100,9 @@ pub(crate) fn lower(kernel: &Kernel, target: &Target) -> Result<Lowered, Error> 
     let gpu = target.gpu.as_ref().ok_or_else(|| unsupported("the bounds of a GPU".into()))?;
     if let Some(lowered) = wgmma::lower(kernel, gpu) {
         return Ok(lowered);
+    }
+    if kernel.params.iter().any(|p| matches!(p.layout, MemLayout::Fragments { .. })) {
+        return Err(unsupported("weights of 4 bits in a product whose sizes are no warpgroups'".into()));
     }
     if let Some(lowered) = streams::lower(kernel, target, gpu) {
         return lowered;

@@ -61,6 +61,10 @@ fn gemm(operands: &[&Tensor], e: Epilogue, scales: Scales) -> Tensor {
     let (x, w) = (numbers[0], numbers[1]);
     let mut y = match scales {
         Scales::None => ops::linear(x, w, bias),
+        Scales::WeightOnly { group, zeros } => {
+            let w = quantize::numbers(w, group, scale[0], zeros.then(|| scale[1]));
+            ops::linear(x, &w, bias)
+        }
         Scales::Rows | Scales::Groups(_) | Scales::GroupsWithZeros(_) => {
             let x = quantize::numbers(x, x.last(), scale[0], None);
             let zeros = matches!(scales, Scales::GroupsWithZeros(_)).then(|| scale[3]);

@@ -60,7 +60,7 @@ impl Checkpoint {
                 let made = quantize::weight(&of, *to, *group, *part);
                 made.map(Arc::new).ok_or_else(|| error(recipe, misfit(&[of])))
             }
-            Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => self.evaluate(of),
+            Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } | Recipe::Fragments { of, .. } => self.evaluate(of),
             Recipe::RopeTable { rope, positions } => {
                 let dims = [*positions, 2, rope.dim / 2];
                 Ok(Arc::new(Tensor::float(&dims, DType::F32, rope.table(*positions))))

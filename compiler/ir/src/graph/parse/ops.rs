@@ -145,10 +145,14 @@ fn scales(a: &mut Attrs<'_>) -> Read<Scales> {
 
 /// The same, where each group may have a zero.
 fn scales_and_zeros(a: &mut Attrs<'_>) -> Read<Scales> {
-    match (scales(a)?, a.flag("zeros")?) {
-        (Scales::Groups(columns), true) => Ok(Scales::GroupsWithZeros(columns)),
-        (_, true) => Err(a.error("attribute `zeros` needs groups: `scales = COLUMNS`".to_string())),
-        (scales, false) => Ok(scales),
+    match (scales(a)?, a.flag("zeros")?, a.flag("weight_only")?) {
+        (Scales::Groups(group), zeros, true) => Ok(Scales::WeightOnly { group, zeros }),
+        (Scales::Groups(columns), true, false) => Ok(Scales::GroupsWithZeros(columns)),
+        (scales, false, false) => Ok(scales),
+        (_, zeros, _) => {
+            let flag = if zeros { "zeros" } else { "weight_only" };
+            Err(a.error(format!("attribute `{flag}` needs groups: `scales = COLUMNS`")))
+        }
     }
 }
 

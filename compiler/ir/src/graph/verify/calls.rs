@@ -102,7 +102,7 @@ fn gemm(o: Operands<'_>, e: Epilogue, scales: Scales, out: DType) -> Inferred {
     o.count(end + scales.operands())?;
     let mut y = match scales {
         Scales::None => o.product(out, e.bias)?,
-        Scales::Rows | Scales::Groups(_) | Scales::GroupsWithZeros(_) => scaled_product(o, e.bias, scales, end, out)?,
+        _ => scaled_product(o, e.bias, scales, end, out)?,
     };
     if e.silu_mul {
         let n = o.last(&y, "the product")?;
@@ -129,7 +129,9 @@ fn scaled_product(o: Operands<'_>, bias: bool, scales: Scales, at: usize, out: D
         return Err(format!("`{}` contracts x dim {} ({k}) with w dim 1 ({kw})", o.op, x.rank() - 1));
     }
     let rows = &x.dims[..x.rank() - 1];
-    o.exactly(at, "x_scale", &TensorType::new(rows.iter().copied(), DType::F32))?;
+    if !matches!(scales, Scales::WeightOnly { .. }) {
+        o.exactly(at, "x_scale", &TensorType::new(rows.iter().copied(), DType::F32))?;
+    }
     let fits = match scales {
         Scales::None => false,
         Scales::Rows => {
@@ -138,14 +140,20 @@ fn scaled_product(o: Operands<'_>, bias: bool, scales: Scales, at: usize, out: D
         }
         Scales::Groups(group) | Scales::GroupsWithZeros(group) => {
             let groups = Dim::Const(groups(o, k, group)?);
-            let scale = o.ranked(at + 1, "w_scale", 2)?.dtype;
-            let scale = if matches!(scale, DType::Bf16 | DType::F32) { scale } else { DType::F16 };
-            o.exactly(at + 1, "w_scale", &TensorType::new([*n, groups], scale))?;
+            group_scales(o, at + 1, [*n, groups])?;
             o.exactly(at + 2, "x_sums", &TensorType::new(rows.iter().copied().chain([groups]), DType::F32))?;
             if matches!(scales, Scales::GroupsWithZeros(_)) {
                 o.exactly(at + 3, "w_zero", &TensorType::new([*n, groups], DType::F16))?;
             }
             x.dtype == DType::I8 && matches!(w.dtype, DType::U4 | DType::U8)
+        }
+        Scales::WeightOnly { group, zeros } => {
+            let groups = Dim::Const(groups(o, k, group)?);
+            group_scales(o, at, [*n, groups])?;
+            if zeros {
+                o.exactly(at + 1, "w_zero", &TensorType::new([*n, groups], DType::F16))?;
+            }
+            matches!(x.dtype, DType::Bf16 | DType::F16) && w.dtype == DType::U4
         }
     };
     if !fits {
@@ -157,6 +165,13 @@ fn scaled_product(o: Operands<'_>, bias: bool, scales: Scales, at: usize, out: D
     }
     let dims = rows.iter().copied().chain([*n]);
     Ok(TensorType::new(dims, out))
+}
+
+/// The scales of a weight's groups: in f16, bf16 or f32.
+fn group_scales(o: Operands<'_>, at: usize, shape: [Dim; 2]) -> Result<(), String> {
+    let scale = o.ranked(at, "w_scale", 2)?.dtype;
+    let scale = if matches!(scale, DType::Bf16 | DType::F32) { scale } else { DType::F16 };
+    o.exactly(at, "w_scale", &TensorType::new(shape, scale))
 }
 
 fn rope_kv_write(o: Operands<'_>, a: &Attention, norm: bool, rope_dim: usize) -> Inferred {

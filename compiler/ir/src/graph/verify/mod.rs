@@ -188,7 +188,7 @@ fn weight_error(recipe: &Recipe, ty: &ValueType) -> Option<String> {
             (shape != *ty).then(|| format!("is {ty} but its recipe gives {shape}"))
         }
         Recipe::Quantize { to, group, part, .. } => quantized_error(*to, *group, *part, ty),
-        Recipe::Pack { .. } | Recipe::Blocks { .. } if ty.rank() != 2 => {
+        Recipe::Pack { .. } | Recipe::Blocks { .. } | Recipe::Fragments { .. } if ty.rank() != 2 => {
             Some(format!("is {ty}, but only [N, K] tensors are packed"))
         }
         Recipe::Concat(parts) if parts.is_empty() => Some("joins no tensors".to_string()),
@@ -223,7 +223,7 @@ fn recipe_dtype(recipe: &Recipe) -> Option<DType> {
         Recipe::Cast(dtype, _) => Some(*dtype),
         Recipe::Quantize { to, part: Part::Values, .. } => Some(*to),
         Recipe::Quantize { group, part: Part::Scales, .. } => Some(group.map_or(DType::F32, |_| DType::F16)),
-        Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } => recipe_dtype(of),
+        Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } | Recipe::Fragments { of, .. } => recipe_dtype(of),
         Recipe::RopeTable { .. } => Some(DType::F32),
     }
 }

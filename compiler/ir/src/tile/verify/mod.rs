@@ -16,7 +16,7 @@
 
 mod types;
 
-use super::{Block, Inst, Kernel, MemLayout, Param, Stmt, Val, print};
+use super::{Block, FRAGMENT_COLUMNS, Inst, Kernel, MemLayout, Param, Stmt, Val, print};
 use crate::{
     diag::{Diagnostic, Loc},
     text::is_identifier,
@@ -154,6 +154,7 @@ fn whole_bytes(p: &Param) -> bool {
         MemLayout::Strided { row } => columns.is_multiple_of(2) && row.is_none_or(|row| row.is_multiple_of(2)),
         MemLayout::Panel { k, .. } => k.is_multiple_of(2) && k > 0 && columns.is_multiple_of(k),
         MemLayout::Blocks { .. } => false,
+        MemLayout::Fragments { k } => k == FRAGMENT_COLUMNS,
     }
 }
 
@@ -180,7 +181,11 @@ fn mem_layout(p: &Param) -> Result<(), String> {
             Err(format!("`{name}` has lines of {k} {}, not of {BLOCK_LINE} bytes", p.ty.dtype))
         }
         MemLayout::Blocks { .. } if rank < 2 => Err(format!("`{name}` has rank {rank}: blocks need two dimensions")),
-        MemLayout::Blocks { .. } => match fixed(&p.ty.dims) {
+        MemLayout::Fragments { k } if k == 0 || p.ty.dtype.bits() == 8 => {
+            Err(format!("`{name}` has pieces of {k} {}: they have columns, of 4 bits or of 16 and more", p.ty.dtype))
+        }
+        MemLayout::Fragments { .. } if rank < 2 => Err(format!("`{name}` has rank {rank}: pieces need two dimensions")),
+        MemLayout::Blocks { .. } | MemLayout::Fragments { .. } => match fixed(&p.ty.dims) {
             Some(_) => Ok(()),
             None => Err(format!("`{name}` is {}: every dimension of blocks is static", p.ty)),
         },

@@ -10,6 +10,8 @@ use crate::text::{Elem, Ssa, Ty};
 
 /// Registers that the threads of a consumer warpgroup take: two of them and a producer share the 64 Ki of a multiprocessor.
 const REGISTERS: usize = 232;
+/// The same where the producer keeps some for scales. Either sum is what the CTA starts with: 168 a thread.
+const REGISTERS_BESIDE_SCALES: usize = 224;
 /// Bytes of the columns of K that one instruction takes.
 const DEPTH_BYTES: usize = 32;
 /// Accumulators of a thread that sums of lines may take at a time.
@@ -23,8 +25,11 @@ fn slices() -> std::ops::Range<usize> {
 impl Lower<'_> {
     pub(super) fn consume(&mut self) {
         let tiles = self.tiles();
+        if self.form.moves_registers() {
+            let all = if self.form.packed.is_some() { REGISTERS_BESIDE_SCALES } else { REGISTERS };
+            self.w.resize_registers("increase", all);
+        }
         if self.form.wide {
-            self.w.resize_registers("increase", REGISTERS);
             self.consume_many(tiles);
         } else {
             self.consume_one(tiles);
@@ -36,11 +41,11 @@ impl Lower<'_> {
         let steps = self.steps(inside);
         let origin = self.origin(&program);
         let tile = self.tile(origin);
-        let pairs = self.narrow_pairs(&tile);
+        let early = self.early_pairs(&tile);
         let zero = self.w.i32(0);
         let (_, sums) = self.sum([zero, zero], steps);
         self.w.begin_if(inside);
-        self.store_narrow(&tile, sums[0], &pairs);
+        self.store_narrow(&tile, sums[0], early.as_deref());
         self.w.end();
     }
 
@@ -79,6 +84,9 @@ impl Lower<'_> {
 
     /// The sums of a tile over so many stages, from this stage and parity on; hands back the next ones and the accumulators.
     fn sum(&mut self, ring: [Ssa; 2], steps: Ssa) -> (Vec<Ssa>, Vec<Ssa>) {
+        if self.form.packed.is_some() {
+            return self.sum_packed(ring, steps);
+        }
         let ty = Ty::Struct(self.form.sums(), Elem::F32);
         let zero = self.w.nullary("llvm.mlir.zero", ty);
         let init: Vec<Ssa> = ring.into_iter().chain(vec![zero; self.form.blocks()]).collect();
@@ -160,7 +168,7 @@ impl Lower<'_> {
     }
 
     /// Lets the producer fill a stage again.
-    fn release(&mut self, stage: Ssa) {
+    pub(super) fn release(&mut self, stage: Ssa) {
         let first = self.w.is("eq", self.lane, 0);
         self.w.begin_if(first);
         let empty = self.empty(stage);

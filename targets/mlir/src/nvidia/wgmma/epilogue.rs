@@ -44,17 +44,12 @@ fn bytes(elem: Elem) -> usize {
 impl Lower<'_> {
     /// Pairs of a narrow tile: of eight rows of the result `t`, and of features `r` where a thread has several.
     pub(super) fn narrow_places(&self) -> Vec<(usize, usize)> {
-        let several = self.several();
+        let several = self.form.several;
         (0..self.form.rows / 8).flat_map(|t| (0..several).map(move |r| (t, r))).collect()
     }
 
-    /// Features that a thread of a narrow form has: its two rows of M are features, or one of each matrix.
-    pub(super) fn several(&self) -> usize {
-        if self.product.matrices() == 1 { 2 } else { 1 }
-    }
-
     pub(super) fn narrow_pair(&mut self, tile: &Tile, (t, r): (usize, usize)) -> Pair {
-        let warp = self.w.times(tile.warp, 8 * self.several());
+        let warp = self.w.times(tile.warp, self.form.warp_features);
         let group = self.w.times(tile.group, self.form.features);
         let (eighth, fourth) = (self.w.over(self.lane, 4), self.w.modulo(self.lane, 4));
         let feature = self.w.sum(group, warp);
@@ -62,7 +57,7 @@ impl Lower<'_> {
         let row = self.w.times(fourth, 2);
         let row = self.w.plus(row, 8 * t);
         let (row, column) = (self.w.sum(tile.row, row), self.w.sum(tile.column, feature));
-        Pair { row, column, shift: 8 * r, loaded: HashMap::new() }
+        Pair { row, column, shift: self.form.row_features * r, loaded: HashMap::new() }
     }
 
     /// The sums of a narrow pair, by matrix.
@@ -98,22 +93,25 @@ impl Lower<'_> {
         }
     }
 
-    /// A narrow tile's pairs. Where the epilogue reads what predecessors write, they are waited for; for few rows, it is read.
-    pub(super) fn narrow_pairs(&mut self, tile: &Tile) -> Vec<Pair> {
-        let (places, some) = (self.narrow_places(), !self.leaves().is_empty());
-        let early = some && places.len() <= EARLY;
+    /// A narrow tile's pairs where they are few, with what the epilogue loads. Where it reads what predecessors write, they are
+    /// waited for.
+    pub(super) fn early_pairs(&mut self, tile: &Tile) -> Option<Vec<Pair>> {
+        let some = !self.leaves().is_empty();
         if some {
             self.w.effect("nvvm.griddepcontrol wait");
         }
-        let mut pairs = vec![];
-        for place in places {
-            let mut pair = self.narrow_pair(tile, place);
-            if early {
-                self.load_ahead(&mut pair);
-            }
-            pairs.push(pair);
-        }
-        pairs
+        let early = some && self.narrow_places().len() <= EARLY;
+        early.then(|| {
+            let places = self.narrow_places();
+            let mut pairs = self.narrow_pairs(tile, &places);
+            pairs.iter_mut().for_each(|pair| self.load_ahead(pair));
+            pairs
+        })
+    }
+
+    /// Pairs of a narrow tile.
+    pub(super) fn narrow_pairs(&mut self, tile: &Tile, places: &[(usize, usize)]) -> Vec<Pair> {
+        places.iter().map(|place| self.narrow_pair(tile, *place)).collect()
     }
 
     /// The result at a pair with these sums.

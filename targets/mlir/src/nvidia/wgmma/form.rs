@@ -3,13 +3,18 @@
 //!
 //! Whatever the form, an element of the result is summed over K in one order: forms give the same bits.
 
-use super::product::{Product, UNIT};
+use super::{
+    packed::Packed,
+    product::{Product, UNIT},
+};
 use rvllm_ir::types::DType;
 
 /// Bytes of a line of shared memory.
 pub(super) const LINE_BYTES: usize = 128;
 /// Rows of the instruction's M, and of a block of weights.
 pub(super) const M: usize = 64;
+/// Rows of M of a warp that lie next to each other in a thread's registers.
+const GROUP: usize = 8;
 /// Bytes of a block of weights.
 pub(super) const BLOCK_BYTES: usize = M * LINE_BYTES;
 /// Largest N of the instruction.
@@ -54,6 +59,15 @@ pub(super) struct Form {
     pub(super) out_bytes: usize,
     /// Columns of the result that one warpgroup of a narrow form has.
     pub(super) features: usize,
+    /// Columns of the result from one warp of a narrow form's to the next one's, and between those of a thread's rows of M.
+    pub(super) warp_features: usize,
+    pub(super) row_features: usize,
+    /// How weights of 4 bits come.
+    pub(super) packed: Option<Packed>,
+    /// Columns of the result that a thread of a narrow form has for a row of it.
+    pub(super) several: usize,
+    /// Bytes of weights of a stage, their scales apart.
+    pub(super) weight_bytes: usize,
     /// Where rows, the result, and the barriers begin; and the end.
     pub(super) rows_at: usize,
     pub(super) out_at: usize,
@@ -66,7 +80,7 @@ impl Form {
     pub(super) fn of(p: &Product<'_>, shared: usize) -> Option<Form> {
         let weights = p.n * p.matrices();
         // the copy engine stores whole units
-        let wide = p.m >= WIDE && p.alignment(p.c) == UNIT;
+        let wide = p.m >= WIDE && p.alignment(p.c) == UNIT && p.groups.is_none();
         let (sums, fits) =
             if wide { (wide_sums(p.m, weights), is_wide(p, weights)) } else { (p.m / 2, is_narrow(p, weights)) };
         let promotes = p.param(p.a).ty.dtype == DType::F8e4m3;
@@ -76,18 +90,25 @@ impl Form {
         }
         let warpgroups = if wide { WIDE_WARPGROUPS } else { weights.div_ceil(M) };
         // a stage never reaches past the last line
-        let lines = (1..=p.lines).rev().find(|l| p.depth.is_multiple_of(*l))?;
+        let whole = |l: &usize| p.depth.is_multiple_of(*l) && p.groups.is_none_or(|g| g.are_whole(*l * p.line));
+        let lines = (1..=p.lines).rev().find(whole)?;
+        let packed = p.groups.map(|groups| Packed::of(p, groups, lines));
         let out_bytes = p.param(p.c).ty.dtype.bits() / 8;
         let features = M.min(weights) / p.matrices();
         let out = if wide { warpgroups * 2 * BOX_BYTES } else { warpgroups * p.m * (features * out_bytes + PAD) };
-        let stage = lines * LINE_BYTES * (weights + p.m);
+        let weight_bytes = packed.as_ref().map_or(lines * LINE_BYTES * weights, |of| of.value_bytes(weights));
+        let scale_bytes = packed.as_ref().map_or(0, |of| of.scale_bytes(weights));
+        let stage = weight_bytes + lines * LINE_BYTES * p.m + scale_bytes;
         // half a block of weights is read as a whole one, whatever lies behind it
-        let behind = if weights < M { BLOCK_BYTES / 2 } else { 0 };
+        let behind = if weights < M && packed.is_none() { BLOCK_BYTES / 2 } else { 0 };
         let room = shared.checked_sub(out + behind)?;
         let steps = p.depth / lines;
         let stages = p.stages.min(room / (stage + 16));
         let stages = if wide { stages } else { stages.min(steps) };
-        let rows_at = stages * lines * LINE_BYTES * weights;
+        let rows_at = stages * weight_bytes;
+        let several = if p.matrices() == 1 && (packed.is_none() || weights >= M) { 2 } else { 1 };
+        let warp_features = if packed.is_some() { GROUP } else { GROUP * several };
+        let row_features = if packed.is_some() { M / 2 } else { GROUP };
         let out_at = (stages * stage).next_multiple_of(1024);
         let barriers_at = (out_at + out).next_multiple_of(16);
         (stages > 0).then_some(Form {
@@ -101,6 +122,11 @@ impl Form {
             stages,
             out_bytes,
             features,
+            warp_features,
+            row_features,
+            several,
+            packed,
+            weight_bytes,
             rows_at,
             out_at,
             barriers_at,
@@ -108,9 +134,9 @@ impl Form {
         })
     }
 
-    /// Bytes of weights of a stage.
-    pub(super) fn weight_bytes(&self) -> usize {
-        self.lines * LINE_BYTES * self.weights
+    /// Where a stage's scales begin, before those of the next.
+    pub(super) fn scales_at(&self) -> usize {
+        self.rows_at + self.stages * self.row_bytes()
     }
 
     /// Bytes of rows of a stage.
@@ -133,9 +159,14 @@ impl Form {
         self.n() / 2
     }
 
+    /// Whether registers move from the producer to consumers.
+    pub(super) fn moves_registers(&self) -> bool {
+        self.wide || (self.packed.is_some() && self.warpgroups == WIDE_WARPGROUPS && self.sums() > MAX_SUMS / 2)
+    }
+
     /// Threads of a CTA: a whole producer warpgroup where registers move between warpgroups.
     pub(super) fn threads(&self) -> usize {
-        WARPGROUP * self.warpgroups + if self.wide { WARPGROUP } else { 32 }
+        WARPGROUP * self.warpgroups + if self.moves_registers() { WARPGROUP } else { 32 }
     }
 
     /// Bytes from a row of a narrow form's result in shared memory to the next.

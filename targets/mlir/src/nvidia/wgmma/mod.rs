@@ -3,7 +3,7 @@
 //! follows is done on them before the result leaves through shared memory.
 //!
 //! [`product`] finds the shape in tile IR, [`form`] chooses sizes, [`produce`] loads, [`consume`] multiplies, [`epilogue`]
-//! computes the rest and [`store`] writes. Weights do not depend on other kernels: the ring is filled with them before the
+//! computes the rest and [`store`] writes; [`packed`] makes numbers of weights of 4 bits in the registers of those that multiply. Weights do not depend on other kernels: the ring is filled with them before the
 //! predecessors' results are waited for.
 //!
 //! Invariants:
@@ -16,6 +16,7 @@ mod consume;
 mod epilogue;
 mod form;
 pub(super) mod ops;
+mod packed;
 mod produce;
 mod product;
 mod raster;
@@ -108,7 +109,7 @@ impl Lower<'_> {
 
     /// Where a stage's weights begin.
     fn weights_at(&mut self, stage: Ssa) -> Ssa {
-        let bytes = self.w.times(stage, self.form.weight_bytes());
+        let bytes = self.w.times(stage, self.form.weight_bytes);
         self.w.advance(self.shared, bytes)
     }
 

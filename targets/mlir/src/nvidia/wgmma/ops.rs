@@ -228,6 +228,14 @@ impl Writer {
         )
     }
 
+    /// A structure of these members.
+    pub(super) fn structure(&mut self, members: &[Ssa]) -> Ssa {
+        let ty = Ty::Struct(members.len(), Elem::F32);
+        let empty = self.nullary("llvm.mlir.undef", ty);
+        let insert = |all, (i, m): (usize, &Ssa)| self.op(ty, format_args!("llvm.insertvalue {m}, {all}[{i}] : {ty}"));
+        members.iter().enumerate().fold(empty, insert)
+    }
+
     /// The sums of the members of two structures.
     pub(in crate::nvidia) fn add_members(&mut self, a: Ssa, b: Ssa) -> Ssa {
         let Ty::Struct(n, _) = a.ty else { return self.binary("arith.addf", a, b) };
@@ -272,11 +280,21 @@ impl Writer {
     /// `sums + a b` for 64 rows of a, in registers, 16 of k, and n columns of b, whose lines are rows of k; not done before
     /// [`Writer::await_groups`]. LLVM has the instruction with both operands in shared memory alone.
     pub(in crate::nvidia) fn multiply_registers(&mut self, a: &[Ssa], b: Ssa, sums: &[Ssa], elem: &str) -> Vec<Ssa> {
+        self.registers_with(a, b, sums, elem, true)
+    }
+
+    /// The same with `bᵀ`: its lines are rows of n.
+    pub(super) fn multiply_registers_by_rows(&mut self, a: &[Ssa], b: Ssa, sums: &[Ssa], elem: &str) -> Vec<Ssa> {
+        self.registers_with(a, b, sums, elem, false)
+    }
+
+    fn registers_with(&mut self, a: &[Ssa], b: Ssa, sums: &[Ssa], elem: &str, transposed: bool) -> Vec<Ssa> {
         let n = sums.len();
+        let transposed = u32::from(transposed);
         let names = |range: std::ops::Range<usize>| range.map(|i| format!("${i}")).collect::<Vec<_>>().join(", ");
         let text = format!(
             "{{ .reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n{}k16.f32.{elem}.{elem} {{{}}}, \
-             {{{}}}, ${}, p, 1, 1, 1; }}",
+             {{{}}}, ${}, p, 1, 1, {transposed}; }}",
             2 * n,
             names(0..n),
             names(2 * n..2 * n + a.len()),

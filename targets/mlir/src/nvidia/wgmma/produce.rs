@@ -10,14 +10,17 @@ use crate::text::{Ssa, Ty};
 
 /// Registers that the threads of a producer warpgroup keep.
 const REGISTERS: usize = 40;
+/// The same where weights have scales, which have addresses of their own.
+const REGISTERS_FOR_SCALES: usize = 56;
 
 /// First row and first column of a tile.
 type Origin = [Ssa; 2];
 
 impl Lower<'_> {
     pub(super) fn produce(&mut self) {
-        if self.form.wide {
-            self.w.resize_registers("decrease", REGISTERS);
+        if self.form.moves_registers() {
+            let some = if self.form.packed.is_some() { REGISTERS_FOR_SCALES } else { REGISTERS };
+            self.w.resize_registers("decrease", some);
         }
         let leader = self.w.is("eq", self.thread, self.form.threads() - self.producers());
         self.w.begin_if(leader);
@@ -118,10 +121,14 @@ impl Lower<'_> {
 
     fn announce(&mut self, stage: Ssa) {
         let full = self.full(stage);
-        self.w.expect(full, self.form.weight_bytes() + self.form.row_bytes());
+        let scales = self.form.packed.as_ref().map_or(0, |of| of.scale_bytes(self.form.weights));
+        self.w.expect(full, self.form.weight_bytes + scales + self.form.row_bytes());
     }
 
     fn load_weights(&mut self, [_, column]: Origin, stage: Ssa, step: Ssa) {
+        if self.form.packed.is_some() {
+            return self.load_packed(column, stage, step);
+        }
         let (full, to) = (self.full(stage), self.weights_at(stage));
         let row = self.w.times(column, self.product.matrices());
         let block = self.w.over(row, M);

@@ -1,7 +1,7 @@
 //! Finds the one shape of kernel that this lowering is for: a pipeline that sums products of two tensors' tiles, index
 //! arithmetic before it, elementwise work and one store after it. Nothing is known of the kernel's name or purpose.
 
-use super::form::LINE_BYTES;
+use super::{form::LINE_BYTES, packed::Groups};
 use rvllm_ir::{
     tile::{Access, Block, IndexOp, Inst, Kernel, Layout, MemLayout, Param, Stmt, Val},
     types::{DType, Dim},
@@ -23,6 +23,8 @@ pub(super) struct Product<'k> {
     /// Tensor of weights, `[.., N, K]` in blocks, and the first column of the result.
     pub(super) b: usize,
     pub(super) col: Val,
+    /// Where b has values of 4 bits: what makes numbers of them.
+    pub(super) groups: Option<Groups>,
     /// Rows and columns of the result's tile.
     pub(super) m: usize,
     pub(super) n: usize,
@@ -66,6 +68,7 @@ impl<'k> Product<'k> {
             row: loads.row,
             b: loads.b,
             col: loads.col,
+            groups: loads.groups,
             m,
             n,
             line,
@@ -112,9 +115,13 @@ impl<'k> Product<'k> {
     /// Whether the layouts are those that the copy engine and the tensor cores read.
     fn fits_layouts(&self) -> bool {
         let (a, b, c) = (self.param(self.a), self.param(self.b), self.param(self.c));
+        let stored = matches!(c.ty.dtype, DType::Bf16 | DType::F16 | DType::F32);
+        if let Some(groups) = self.groups {
+            return stored && self.alignment(self.a) == UNIT && groups.fit_layouts(self);
+        }
         let blocks = matches!(b.layout, MemLayout::Blocks { k } if k == self.line) && b.access == Access::Weight;
         let known = matches!(a.ty.dtype, DType::Bf16 | DType::F16 | DType::F8e4m3) && a.ty.dtype == b.ty.dtype;
-        blocks && known && self.alignment(self.a) == UNIT && matches!(c.ty.dtype, DType::Bf16 | DType::F16 | DType::F32)
+        blocks && known && stored && self.alignment(self.a) == UNIT
     }
 }
 
@@ -135,15 +142,16 @@ struct Loads {
     b: usize,
     col: Val,
     n: usize,
+    groups: Option<Groups>,
 }
 
-struct Finder<'f, 'k> {
-    kernel: &'k Kernel,
-    definitions: &'f HashMap<Val, &'k Inst>,
+pub(super) struct Finder<'f, 'k> {
+    pub(super) kernel: &'k Kernel,
+    pub(super) definitions: &'f HashMap<Val, &'k Inst>,
 }
 
 impl Finder<'_, '_> {
-    fn constant(&self, v: Val) -> Option<i64> {
+    pub(super) fn constant(&self, v: Val) -> Option<i64> {
         match self.definitions.get(&v) {
             Some(Inst::Const(c)) => Some(*c),
             _ => None,
@@ -159,7 +167,7 @@ impl Finder<'_, '_> {
     }
 
     /// Whether `v` is `of` times this constant.
-    fn is_scaled(&self, v: Val, of: Option<Val>, by: usize) -> bool {
+    pub(super) fn is_scaled(&self, v: Val, of: Option<Val>, by: usize) -> bool {
         let Some(Inst::Index(IndexOp::Mul, x, y)) = self.definitions.get(&v) else { return false };
         let is = |x: Val, y: Val| of.is_none_or(|of| of == x) && self.constant(y) == Some(by as i64);
         is(*x, *y) || is(*y, *x)
@@ -178,7 +186,9 @@ impl Finder<'_, '_> {
         let pairs = body.yields.iter().zip(carried);
         let mut all = pairs.enumerate().map(product).collect::<Option<Vec<_>>>()?.into_iter();
         let (a, first) = all.next()?;
-        let same = |(other, l): (Val, Loads)| other == a && (l.b, l.col, l.n) == (first.b, first.col, first.n);
+        let same = |(other, l): (Val, Loads)| {
+            other == a && (l.b, l.col, l.n, l.groups) == (first.b, first.col, first.n, first.groups)
+        };
         (all.all(same) && self.all_matrices(first.b, carried.len())).then_some(first)
     }
 
@@ -196,11 +206,9 @@ impl Finder<'_, '_> {
 
     /// The loads of one product at iteration `i`, and which matrix of b it takes.
     fn operands(&self, i: Val, a: Val, b: Val) -> Option<(usize, Loads)> {
-        let (Inst::Load { tensor: ta, at: at_a }, Inst::Load { tensor: tb, at: at_b }) =
-            (self.definitions.get(&a)?, self.definitions.get(&b)?)
-        else {
-            return None;
-        };
+        let Inst::Load { tensor: ta, at: at_a } = self.definitions.get(&a)? else { return None };
+        let (values, groups) = self.dequantized(i, b).map_or((b, None), |(values, groups)| (values, Some(groups)));
+        let Inst::Load { tensor: tb, at: at_b } = self.definitions.get(&values)? else { return None };
         let (&[rows, k], &[n, _]) = (&self.kernel.tile(a).shape[..], &self.kernel.tile(b).shape[..]) else {
             return None;
         };
@@ -214,7 +222,7 @@ impl Finder<'_, '_> {
         let symbolic = matches!(self.kernel.params[*ta].ty.dims.first(), Some(Dim::Sym(_)));
         let along = self.is_scaled(*ka, Some(i), k) && self.is_scaled(*kb, Some(i), k);
         let aligned = self.is_scaled(*col, None, n) && self.is_scaled(*row, None, rows);
-        let loads = Loads { a: *ta, row: *row, a_shape: [rows, k], b: *tb, col: *col, n };
+        let loads = Loads { a: *ta, row: *row, a_shape: [rows, k], b: *tb, col: *col, n, groups };
         (strided && symbolic && along && aligned).then_some((matrix, loads))
     }
 

@@ -10,6 +10,8 @@ use super::{
 use crate::text::{Elem, Ssa, Ty};
 use std::collections::HashMap;
 
+/// Pairs of a thread whose loads are under way at once where not all are.
+const TOGETHER: usize = 16;
 /// What the swizzle exchanges in a line.
 const PIECE: usize = 16;
 
@@ -42,18 +44,26 @@ impl Lower<'_> {
 
     // narrow tiles
 
-    pub(super) fn store_narrow(&mut self, tile: &Tile, sums: Ssa, pairs: &[Pair]) {
+    pub(super) fn store_narrow(&mut self, tile: &Tile, sums: Ssa, early: Option<&[Pair]>) {
         let base = self.narrow_base(tile);
-        let half = self.form.weights < M;
+        let half = self.form.weights < M && self.form.packed.is_none();
         if half {
             let has = self.w.is("ult", tile.warp, 2);
             self.w.begin_if(has);
         }
         let at = if self.form.out_bytes == 2 { self.matrix_lane(tile, base) } else { self.scalar_lane(tile, base) };
-        let mut done = 0;
-        while done < pairs.len() {
-            let many = [4, 2, 1].into_iter().find(|n| done + n <= pairs.len()).unwrap_or(1);
-            self.store_pairs(at, done, &pairs[done..done + many], sums);
+        let (places, mut done) = (self.narrow_places(), 0);
+        while done < places.len() {
+            let many = [4, 2, 1].into_iter().find(|n| done + n <= places.len()).unwrap_or(1);
+            let pairs = match early {
+                Some(early) => early[done..done + many].to_vec(),
+                None => self.narrow_pairs(tile, &places[done..done + many]),
+            };
+            if early.is_none() && !half && done > 0 && done.is_multiple_of(TOGETHER) && !self.leaves().is_empty() {
+                // the assembler begins all loads that no barrier keeps back
+                self.meet_group(tile);
+            }
+            self.store_pairs(at, done, &pairs, sums);
             done += many;
         }
         if half {
@@ -65,7 +75,7 @@ impl Lower<'_> {
 
     /// Pairs from number `first` on, into rows in shared memory; `at` is this lane's address for the first of all.
     fn store_pairs(&mut self, at: Ssa, first: usize, pairs: &[Pair], sums: Ssa) {
-        let several = self.several();
+        let several = self.form.several;
         let mut values = vec![];
         for (i, pair) in pairs.iter().enumerate() {
             let place = ((first + i) / several, (first + i) % several);
@@ -82,7 +92,7 @@ impl Lower<'_> {
             let (t, r) = ((first + i) / several, (first + i) % several);
             for e in 0..2 {
                 let v = self.w.extract(value, e);
-                let to = (8 * t + e) * self.form.out_pitch() + 8 * r * self.form.out_bytes;
+                let to = (8 * t + e) * self.form.out_pitch() + self.form.row_features * r * self.form.out_bytes;
                 let p = self.w.offset(at, to as i64);
                 self.w.store(v, p, self.form.out_bytes);
             }
@@ -99,14 +109,14 @@ impl Lower<'_> {
 
     /// Where a lane's row of the first matrices goes: lanes 8 i to 8 i + 7 have the rows of matrix i.
     fn matrix_lane(&mut self, tile: &Tile, base: Ssa) -> Ssa {
-        let several = self.several();
+        let several = self.form.several;
         let (matrix, row) = (self.w.over(self.lane, 8), self.w.modulo(self.lane, 8));
         let (t, r) = (self.w.over(matrix, several), self.w.modulo(matrix, several));
         let t = self.w.times(t, 8);
         let row = self.w.sum(t, row);
         let row = self.w.times(row, self.form.out_pitch());
-        let feature = self.w.times(tile.warp, 16 * several);
-        let r = self.w.times(r, 16);
+        let feature = self.w.times(tile.warp, 2 * self.form.warp_features);
+        let r = self.w.times(r, 2 * self.form.row_features);
         let at = self.w.sum(row, feature);
         let at = self.w.sum(at, r);
         self.w.advance(base, at)
@@ -115,7 +125,7 @@ impl Lower<'_> {
     /// Where a lane's first element goes.
     fn scalar_lane(&mut self, tile: &Tile, base: Ssa) -> Ssa {
         let (eighth, fourth) = (self.w.over(self.lane, 4), self.w.modulo(self.lane, 4));
-        let feature = self.w.times(tile.warp, 8 * self.several());
+        let feature = self.w.times(tile.warp, self.form.warp_features);
         let feature = self.w.sum(feature, eighth);
         let feature = self.w.times(feature, self.form.out_bytes);
         let row = self.w.times(fourth, 2 * self.form.out_pitch());
