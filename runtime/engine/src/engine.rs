@@ -66,6 +66,8 @@ pub struct Engine {
     /// Of requests that want text; `None` where the caller makes it.
     transcripts: Option<FxHashMap<RequestId, Transcript>>,
     step: Step,
+    /// What each row of the step's logits is about, once the step has begun.
+    begun: Option<Vec<RowUse>>,
     queue: Queue,
     grammars: Arc<GrammarCompiler>,
     mask_workers: MaskWorkers,
@@ -113,6 +115,7 @@ impl Engine {
             policy: SchedulingPolicy::default(),
             transcripts: Some(FxHashMap::default()),
             step: Step::default(),
+            begun: None,
             queue,
             grammars,
             mask_workers,
@@ -213,24 +216,28 @@ impl Engine {
         self.queue.set_deadline(id, deadline)
     }
 
-    /// Computes one step and returns what it added: requests past their deadline, then the others in order of service.
+    /// Computes one step, begins the next where the device computes on its own, and returns what the step added.
     ///
     /// # Errors
     /// The device failed or the logits are not finite: the engine cannot go on.
     pub fn step(&mut self) -> Result<Vec<Output>, EngineError> {
-        self.queue.abort_overdue(Instant::now());
-        for copy in self.queue.scheduler.schedule() {
-            self.forward.copy_block(copy.from, copy.to)?;
-        }
-        self.queue.note_scheduled();
-        let limits = *self.forward.limits();
-        self.step.fill(self.queue.scheduler.scheduled(), limits.block_size as usize, limits.query_tile as usize);
+        self.compute()?;
+        self.run_ahead()?;
+        self.take_outputs()
+    }
+
+    /// Computes one step: the one that has begun, else the next.
+    ///
+    /// # Errors
+    /// See [`Engine::step`].
+    pub fn compute(&mut self) -> Result<(), EngineError> {
+        let uses = match self.begun.take() {
+            Some(uses) => uses,
+            None => self.prepare()?,
+        };
         if self.step.num_tokens() == 0 {
-            return self.written();
+            return Ok(());
         }
-        let uses = self.queue.row_uses();
-        self.step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
-        self.queue.draw(&uses, &mut self.step);
         let leaves_out = self.forward.leaves_out();
         let logits = self.forward.forward(&self.step)?;
         let needed = if leaves_out { self.queue.needed(&uses, &self.step, &logits) } else { vec![] };
@@ -244,7 +251,59 @@ impl Engine {
             Some(team) => share_out(team, masks),
             None => self.mask_workers.submit(masks),
         }
-        self.written()
+        Ok(())
+    }
+
+    /// Begins the next step of the requests that there are, where the device computes while this thread goes on: with what
+    /// [`Engine::take_outputs`] does, and with what becomes of it.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn run_ahead(&mut self) -> Result<(), EngineError> {
+        if !self.forward.runs_ahead() || self.begun.is_some() {
+            return Ok(());
+        }
+        let uses = self.prepare()?;
+        if self.step.num_tokens() > 0 {
+            self.forward.begin(&self.step)?;
+            self.begun = Some(uses);
+        }
+        Ok(())
+    }
+
+    /// What came since the last call: of requests past their deadline, then of the others in order of service.
+    ///
+    /// # Errors
+    /// Tokens are no text.
+    pub fn take_outputs(&mut self) -> Result<Vec<Output>, EngineError> {
+        let mut outputs = std::mem::take(&mut self.queue.outputs);
+        let Some(transcripts) = &mut self.transcripts else { return Ok(outputs) };
+        for output in &mut outputs {
+            let Some(transcript) = transcripts.get_mut(&output.request_id) else { continue };
+            for stopped in transcript.write(output)? {
+                let ended = self.queue.stop(output.request_id, stopped.index);
+                output.finished = output.finished.or(ended.and_then(|(_, finished)| finished));
+            }
+            if output.finished.is_some() {
+                transcripts.remove(&output.request_id);
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// Fills the next step; hands back what each row of its logits is about.
+    fn prepare(&mut self) -> Result<Vec<RowUse>, EngineError> {
+        self.queue.abort_overdue(Instant::now());
+        for copy in self.queue.scheduler.schedule() {
+            self.forward.copy_block(copy.from, copy.to)?;
+        }
+        self.queue.note_scheduled();
+        let limits = *self.forward.limits();
+        self.step.fill(self.queue.scheduler.scheduled(), limits.block_size as usize, limits.query_tile as usize);
+        let uses = self.queue.row_uses();
+        self.step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
+        self.queue.draw(&uses, &mut self.step);
+        Ok(uses)
     }
 
     /// Whether a further step has something to do.
@@ -311,23 +370,6 @@ impl Engine {
         let seeker = || Text::new(tokenizer.clone(), &self.eos_token_ids, prompt, params);
         let seeks = params.use_beam_search && !params.stop.is_empty();
         Ok((self.transcripts.as_ref().map(|_| transcript()).transpose()?, seeks.then(seeker).transpose()?))
-    }
-
-    /// What the step yielded, with its text.
-    fn written(&mut self) -> Result<Vec<Output>, EngineError> {
-        let mut outputs = std::mem::take(&mut self.queue.outputs);
-        let Some(transcripts) = &mut self.transcripts else { return Ok(outputs) };
-        for output in &mut outputs {
-            let Some(transcript) = transcripts.get_mut(&output.request_id) else { continue };
-            for stopped in transcript.write(output)? {
-                let ended = self.queue.stop(output.request_id, stopped.index);
-                output.finished = output.finished.or(ended.and_then(|(_, finished)| finished));
-            }
-            if output.finished.is_some() {
-                transcripts.remove(&output.request_id);
-            }
-        }
-        Ok(outputs)
     }
 
     fn rules(
@@ -483,6 +525,10 @@ impl Queue {
         let RowUse { request_id, key, position, samples } = *row_use;
         if !(row.logsumexp.is_finite() && row.max.is_finite()) {
             return Err(EngineError::LogitsNotFinite { request: request_id, position });
+        }
+        // Whoever ended while the step ran has left the queue.
+        if self.scheduler.sequence_mut(key).is_none() {
+            return Ok(());
         }
         let Some(request) = self.requests.get_mut(&request_id) else { return Ok(()) };
         if !samples {

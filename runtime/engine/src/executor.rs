@@ -66,6 +66,8 @@ pub struct Executor<D> {
     limits: Limits,
     /// Addresses of each launch's tensors, in steps of no bucket.
     tensors: Vec<Vec<u64>>,
+    /// Whether a step has begun.
+    begun: bool,
 }
 
 impl<D: Device> Executor<D> {
@@ -76,7 +78,7 @@ impl<D: Device> Executor<D> {
     pub fn new(plan: Arc<Plan>, device: D, limits: Limits) -> Result<Executor<D>, DeviceError> {
         plan.launches.iter().try_for_each(|launch| check_launch(&plan, launch))?;
         let tensors = bind(&plan, &device, None)?;
-        let mut executor = Executor { plan, device, limits, tensors };
+        let mut executor = Executor { plan, device, limits, tensors, begun: false };
         executor.record()?;
         Ok(executor)
     }
@@ -170,9 +172,23 @@ impl<D: Device> Forward for Executor<D> {
         self.device.team()
     }
 
-    fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
+    fn runs_ahead(&self) -> bool {
+        self.device.runs_ahead()
+    }
+
+    fn begin(&mut self, step: &Step) -> Result<(), DeviceError> {
         let launches = self.launches(step)?;
         self.device.run(step, launches)?;
+        self.begun = true;
+        Ok(())
+    }
+
+    fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
+        if !self.begun {
+            self.begin(step)?;
+        }
+        self.begun = false;
+        self.device.wait()?;
         self.logits(step)
     }
 

@@ -109,7 +109,20 @@ pub trait Forward: Send {
         None
     }
 
-    /// Computes a step: writes the KV of its tokens, and returns one row for each of `step.logits_indices`. In each
+    /// Whether a step that has begun is computed while the caller does something else.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Begins the step that the next [`Forward::forward`] is of.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn begin(&mut self, _step: &Step) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Computes a step, or waits for it where it has begun: writes the KV of its tokens, and returns one row for each of `step.logits_indices`. In each
     /// layer all KV is written before any is read: a sequence may read what the same step computes for another.
     ///
     /// # Errors

@@ -361,14 +361,18 @@ impl EngineLoop {
                     None => return Ok(()),
                 }
             }
-            while let Ok(submission) = self.received.try_recv() {
-                self.take(submission);
-            }
+            self.take_received();
             self.abort_those_over();
             if self.engine.has_unfinished() {
                 self.step()?;
             }
             self.note_load();
+        }
+    }
+
+    fn take_received(&mut self) {
+        while let Ok(submission) = self.received.try_recv() {
+            self.take(submission);
         }
     }
 
@@ -435,9 +439,12 @@ impl EngineLoop {
 
     fn step(&mut self) -> Result<(), EngineError> {
         let start = Instant::now();
-        let outputs = self.engine.step()?;
+        self.engine.compute()?;
         self.metrics.note_step(start.elapsed());
-        outputs.into_iter().for_each(|output| self.hand_out(output));
+        // Who came meanwhile is in the next step, which may begin before this one's answers go out.
+        self.take_received();
+        self.engine.run_ahead()?;
+        self.engine.take_outputs()?.into_iter().for_each(|output| self.hand_out(output));
         Ok(())
     }
 

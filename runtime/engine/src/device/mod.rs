@@ -104,11 +104,24 @@ pub trait Device: Send {
         Err(DeviceError::Plan("the device records no launches".to_string()))
     }
 
-    /// Sets a step's inputs, runs its launches, and waits for them.
+    /// Sets a step's inputs and runs its launches; where the device [`Device::runs_ahead`], without waiting for them.
     ///
     /// # Errors
     /// There is no room for so many values; the device failed.
     fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError>;
+
+    /// Whether the host goes on while launches run.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Waits for what [`Device::run`] left running.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// Whether [`Device::read`] gives no more of a row of logits than the step says is read.
     fn leaves_out(&self) -> bool {

@@ -37,6 +37,8 @@ struct FakeForward {
     draws: Vec<f32>,
     ranks: Vec<f32>,
     broken: bool,
+    /// The step that has begun.
+    begun: Option<Step>,
 }
 
 impl FakeForward {
@@ -44,7 +46,7 @@ impl FakeForward {
         let cache = vec![None; (limits.num_blocks * limits.block_size) as usize];
         let (logits, blocks, max, logsumexp) = (vec![], Blocks::default(), vec![], vec![]);
         let (draws, ranks) = (vec![], vec![]);
-        FakeForward { limits, cache, logits, blocks, max, logsumexp, draws, ranks, broken: false }
+        FakeForward { limits, cache, logits, blocks, max, logsumexp, draws, ranks, broken: false, begun: None }
     }
 
     fn check_bounds(&self, step: &Step) {
@@ -102,7 +104,22 @@ impl Forward for FakeForward {
         &self.limits
     }
 
+    /// Of half of all bounds.
+    fn runs_ahead(&self) -> bool {
+        self.limits.num_blocks % 2 == 1
+    }
+
+    fn begin(&mut self, step: &Step) -> Result<(), DeviceError> {
+        assert_eq!(self.begun, None);
+        self.bring(step, &[])?;
+        self.begun = Some(step.clone());
+        Ok(())
+    }
+
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
+        if let Some(begun) = self.begun.take() {
+            assert_eq!(begun, *step);
+        }
         self.bring(step, &[])
     }
 

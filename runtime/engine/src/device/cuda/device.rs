@@ -296,7 +296,14 @@ impl Device for CudaDevice {
             }
         }
         self.host_time = start.elapsed();
-        self.outputs.fetch(&self.stream, &self.arena, step)?;
+        Ok(self.outputs.fetch(&self.stream, &self.arena, step)?)
+    }
+
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
         Ok(self.stream.synchronize()?)
     }
 
