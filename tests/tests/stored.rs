@@ -123,6 +123,24 @@ fn e4m3_is_kept_for_hopper_and_widened_for_cpus() -> Result<()> {
 }
 
 #[test]
+fn values_of_4_bits_are_kept_for_hopper_and_activations_too() -> Result<()> {
+    let hopper = |o: &mut Options| o.targets = vec!["sm_90a".to_string()];
+    let dir = checkpoint(Layout::Gptq, true)?;
+    let int4 = compile(&demo(), |o| {
+        hopper(o);
+        o.quantize = Some(QuantizeChoice::Int4);
+    })?;
+    same_values("Gptq", &compile(dir.path(), hopper)?, &int4)?;
+    let zeros = compile(checkpoint(Layout::Awq, false)?.path(), hopper)?;
+    ensure!(!weights(&zeros, &[".zeros"])?.is_empty(), "AWQ has zeros");
+    let plan = zeros.artifact.plan(zeros.artifact.target_named("sm_90a")?)?;
+    let names: Vec<&str> = plan.kernels.iter().map(|k| k.symbol.as_str()).collect();
+    ensure!(names.iter().any(|name| name.starts_with("gemm_u4g64z_")), "no product with zeros in {names:?}");
+    ensure!(names.iter().all(|name| !name.starts_with("quantize_rows")), "activations are quantised in {names:?}");
+    Ok(())
+}
+
+#[test]
 fn answers_are_near_those_of_the_numbers_in_f32() -> Result<()> {
     for layout in [Layout::Gptq, Layout::Awq, Layout::Packed] {
         let dir = checkpoint(layout, false)?;
