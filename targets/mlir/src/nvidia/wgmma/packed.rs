@@ -232,33 +232,45 @@ impl Lower<'_> {
     }
 
     /// The sums of a tile over so many stages, from this stage and parity on; hands back the next ones and the accumulators.
-    pub(super) fn sum_packed(&mut self, ring: [Ssa; 2], steps: Ssa) -> (Vec<Ssa>, Vec<Ssa>) {
+    ///
+    /// Products are under way from one stage into the next, and those of a line while numbers of the next are made.
+    pub(super) fn sum_packed(&mut self, [stage, parity]: [Ssa; 2], steps: Ssa) -> (Vec<Ssa>, Vec<Ssa>) {
         let zero = self.w.floats(Ty::Scalar(Elem::F32), 0.0);
-        let init: Vec<Ssa> = ring.into_iter().chain(vec![zero; self.form.sums()]).collect();
+        let init: Vec<Ssa> = [stage, parity, stage].into_iter().chain(vec![zero; self.form.sums()]).collect();
         let bounds = [self.w.i32(0), steps, self.w.i32(1)];
         let open = self.w.begin_loop(bounds, &init);
-        let [stage, parity] = [open.carried[0], open.carried[1]];
+        let [stage, parity, before] = [open.carried[0], open.carried[1], open.carried[2]];
         let full = self.full(stage);
         self.w.await_phase(full, parity);
-        let sums = self.multiply_packed(stage, &open.carried[2..]);
-        self.release(stage);
-        let yields: Vec<Ssa> = self.next_stage(stage, parity).into_iter().chain(sums).collect();
+        let part = self.part(stage);
+        // the registers of a line are its products' until those are done
+        self.w.await_groups(self.form.lines - 1);
+        let first = self.line_operands(&part, 0);
+        let first = self.w.pinned(&first);
+        self.w.await_groups(0);
+        let later = self.w.is("ne", open.i, 0);
+        self.w.begin_if(later);
+        self.release(before);
+        self.w.end();
+        let sums = self.multiply_packed(stage, &part, first, &open.carried[3..]);
+        let yields: Vec<Ssa> = self.next_stage(stage, parity).into_iter().chain([stage]).chain(sums).collect();
         let mut results = self.w.end_loop(open, &yields);
-        let sums = results.split_off(2);
+        self.w.await_groups(0);
+        let sums = self.w.pinned(&results.split_off(3));
         let sums = self.w.structure(&sums);
         (results, vec![sums])
     }
 
-    /// Numbers of one line are made while those of the line before are multiplied.
-    fn multiply_packed(&mut self, stage: Ssa, sums: &[Ssa]) -> Vec<Ssa> {
-        let part = self.part(stage);
+    fn multiply_packed(&mut self, stage: Ssa, part: &Part, first: Vec<Ssa>, sums: &[Ssa]) -> Vec<Ssa> {
         let rows = self.rows_at(stage);
         let rows = self.w.descriptor(rows);
         let dtype = self.product.param(self.product.a).ty.dtype;
-        let mut sums = sums.to_vec();
+        let (mut sums, mut operands) = (sums.to_vec(), first);
         for line in 0..self.form.lines {
-            let operands = self.line_operands(&part, line);
-            let operands = self.w.pinned(&operands);
+            if line > 0 {
+                let made = self.line_operands(part, line);
+                operands = self.w.pinned(&made);
+            }
             self.w.begin_products();
             for (slice, a) in operands.chunks(4).enumerate() {
                 let b = self.w.behind(rows, line * self.form.rows * LINE_BYTES + slice * DEPTH_BYTES);
@@ -266,8 +278,7 @@ impl Lower<'_> {
             }
             self.w.commit_products();
         }
-        self.w.await_groups(0);
-        self.w.pinned(&sums)
+        sums
     }
 
     fn part(&mut self, stage: Ssa) -> Part {
