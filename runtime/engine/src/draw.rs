@@ -23,6 +23,8 @@ use rvllm_artifact::plan::{DRAWS, RANK};
 pub(crate) const NEXT_TO_NONE: f32 = 1e-30;
 /// First number of candidates looked at for top_p; eight times as many where they do not suffice.
 const FIRST_CANDIDATES: usize = 8;
+/// What sums of weights in different orders differ by at most, relative to them.
+const ROUNDING: f64 = 1e-5;
 /// From so many runs on they are bounded by what is known of them before they are read.
 const MANY_RUNS: usize = 16;
 
@@ -131,12 +133,13 @@ impl<'a> Weights<'a> {
         Err(None)
     }
 
-    /// A token of all, each taken with the probability that `accepts` gives of it, where few draws find one; else the number
+    /// A token of all, each taken with the probability that `accepts` gives of it, where `most` draws find one; else the number
     /// for a choice from a row in which each weighs as much less. What is taken has the probability that it has there.
     pub(crate) fn choose_accepted(
         &self,
         lines: &mut Lines,
         u: f64,
+        most: usize,
         accepts: impl Fn(TokenLogit) -> f64,
     ) -> Result<u32, f64> {
         if !self.leaves_everything() {
@@ -147,7 +150,7 @@ impl<'a> Weights<'a> {
             p if p >= 1.0 => true,
             p => p > 0.0 && again(u, 1 + draw as u64) < p,
         };
-        let drawn = (0..DRAWS).find_map(|draw| self.drawn(lines, u, draw).filter(|token| taken(draw, token)));
+        let drawn = (0..most).find_map(|draw| self.drawn(lines, u, draw).filter(|token| taken(draw, token)));
         drawn.map(|token| token.id).ok_or_else(|| again(u, 0))
     }
 
@@ -205,8 +208,12 @@ impl<'a> Weights<'a> {
             () if weight < f64::from(self.params.min_p) || token.larger >= self.most() => Some(false),
             () if before >= self.target(token.total) => Some(false),
             () if self.leaves_all() || self.params.top_p >= 1.0 => Some(true),
-            () if enough(before + weight) || enough(self.least_drawn()) || enough(self.least()) => Some(true),
-            () => None,
+            () if enough(before + weight) || enough(self.least_drawn()) => Some(true),
+            () => match self.bounds() {
+                [least, _] if enough(least) => Some(true),
+                [_, most] if before >= self.top_p() * most => Some(false),
+                _ => None,
+            },
         }
     }
 
@@ -227,11 +234,17 @@ impl<'a> Weights<'a> {
         ranks.map(|t| t.before + self.of(t.logit)).fold(0.0, f64::max)
     }
 
-    /// What the tokens that min_p and top_k leave weigh at least: as much as the largest of as many runs.
-    fn least(&self) -> f64 {
+    /// What the tokens that min_p and top_k leave weigh at least: as much as the largest of as many runs; and at most: as much
+    /// as all of those runs, as no other run has one of them.
+    fn bounds(&self) -> [f64; 2] {
         let count = usize::try_from(self.params.top_k).unwrap_or(0);
-        let weights = self.row.largest_of_blocks(count).into_iter().map(|max| self.of(max));
-        weights.filter(|weight| *weight >= f64::from(self.params.min_p)).sum()
+        let largest = self.row.largest_of_blocks(count);
+        let Some(last) = largest.last() else { return [0.0, f64::INFINITY] };
+        let left = largest.iter().map(|max| self.of(*max)).filter(|weight| *weight >= f64::from(self.params.min_p));
+        let Row { block_max, block_sum, .. } = self.row;
+        let of_run = |run: usize| f64::from(block_sum[run]) * self.of(block_max[run]);
+        let most: f64 = self.row.blocks_from(*last).map(of_run).sum();
+        [left.sum(), most * (1.0 + ROUNDING)]
     }
 
     /// Whether nothing but top_p leaves tokens out.
@@ -456,7 +469,7 @@ pub(crate) mod tests {
         /// So are those that are accepted with some probability, of which few draws may find none.
         #[test]
         fn accepted_tokens_are_chosen_as_often_as_they_weigh(
-            logits in logits(), temperature in 0.2f32..2.0, every in 2usize..40, lowered in 0.0f32..3.0, seed: u64,
+            logits in logits(), temperature in 0.2f32..2.0, every in 2usize..40, lowered in 0.0f32..3.0, most in 1usize..40, seed: u64,
         ) {
             const DRAWS: u64 = 8_000;
             let p = SamplingParams { temperature, ..SamplingParams::default() };
@@ -473,7 +486,7 @@ pub(crate) mod tests {
             let accepts = |t: TokenLogit| f64::from((masked[t.id as usize] - t.logit) / temperature).exp();
             let mut counts = vec![0u32; logits.len()];
             for draw in 0..DRAWS {
-                let found = weights.choose_accepted(&mut lines, random::uniform(seed, 1, draw), accepts);
+                let found = weights.choose_accepted(&mut lines, random::uniform(seed, 1, draw), most, accepts);
                 counts[found.unwrap_or_else(|u| masked_weights.choose(&mut lines, u)) as usize] += 1;
             }
             let weight = |i: usize| masked_weights.of(masked[i]);

@@ -35,7 +35,7 @@ pub enum Reads {
     All,
     /// The tokens drawn from it, and the statistics of the whole row: [`Logits::max`], [`Logits::logsumexp`].
     Draws,
-    /// Besides those the tokens' ranks, and the largest logit of each run; rarely all of it.
+    /// Besides those the tokens' ranks, and the largest logit and the sum of each run; rarely all of it.
     Ranks,
 }
 

@@ -7,13 +7,11 @@
 
 use crate::{
     forward::{LOGITS_BLOCK, Row},
-    softmax::{self, largest},
+    softmax::{self, GROUPS, largest},
 };
 use rvllm_artifact::plan::RANK;
 use std::cmp::Ordering;
 
-/// So few of the largest maxima are kept in order while the others are looked at.
-const FEW: usize = 64;
 /// Values that are compared before it is asked whether one was equal.
 const EQUAL_RUN: usize = 32;
 
@@ -159,17 +157,15 @@ impl<'a> Row<'a> {
 
     /// The `count` largest of the maxima, in order; none where there are not as many, or where that is not few.
     pub(crate) fn largest_of_blocks(&self, count: usize) -> Vec<f32> {
-        let Some((first, rest)) = self.block_max.split_at_checked(count).filter(|_| (1..=FEW).contains(&count)) else {
+        if count > self.block_max.len() || !(1..=GROUPS).contains(&count) {
             return vec![];
-        };
-        let mut largest = first.to_vec();
-        largest.sort_unstable_by(|a, b| b.total_cmp(a));
-        for max in rest {
-            if *max > largest[count - 1] {
-                largest.pop();
-                largest.insert(largest.partition_point(|other| other >= max), *max);
-            }
         }
+        // Each group's largest is one of the maxima: as many of these as are asked for reach what bounds the others.
+        let mut of_groups = softmax::largest_of_groups(self.block_max);
+        let bound = *of_groups.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1;
+        let mut largest = reaching(self.block_max, bound);
+        largest.sort_unstable_by(|a, b| b.total_cmp(a));
+        largest.truncate(count);
         largest
     }
 
@@ -187,7 +183,13 @@ impl<'a> Row<'a> {
 
     /// Runs with a logit of at least `bound`.
     pub(crate) fn blocks_from(&self, bound: f32) -> impl Iterator<Item = usize> + '_ {
-        self.block_max.iter().enumerate().filter(move |(_, m)| **m >= bound).map(|(i, _)| i)
+        // Without an early end within a part, all of it is compared at once.
+        let reaches = move |part: &[f32]| part.iter().fold(false, |found, max| found | (*max >= bound));
+        let parts = self.block_max.chunks(EQUAL_RUN).enumerate().filter(move |(_, part)| reaches(part));
+        let within = move |(i, part): (usize, &'a [f32])| {
+            (i * EQUAL_RUN..).zip(part).filter(move |(_, max)| **max >= bound).map(|(run, _)| run)
+        };
+        parts.flat_map(within)
     }
 
     /// The first token of run `i`.
@@ -200,6 +202,18 @@ impl<'a> Row<'a> {
         let start = i * LOGITS_BLOCK;
         &self.logits[start..self.logits.len().min(start + LOGITS_BLOCK)]
     }
+}
+
+/// The values that are at least `bound`, in their order.
+fn reaching(values: &[f32], bound: f32) -> Vec<f32> {
+    let (mut found, mut count) = (vec![0.0; values.len() + 1], 0);
+    for value in values {
+        // Written whether it is one or not: which are is hard to predict.
+        found[count] = *value;
+        count += usize::from(*value >= bound);
+    }
+    found.truncate(count);
+    found
 }
 
 /// Where a value stands first; 0 where it does not.
@@ -242,6 +256,21 @@ mod tests {
             prop_assert_eq!(row.rank(id as u32) as usize, rank);
             let some: Vec<u32> = (0..logits.len() as u32).step_by(count + 1).collect();
             prop_assert_eq!(row.ranks(&some), some.iter().map(|id| row.rank(*id)).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn the_largest_maxima_are_those_of_a_sort(
+            max in proptest::collection::vec(prop_oneof![4 => (-30i32..30).prop_map(|v| v as f32), 1 => Just(f32::NEG_INFINITY)], 1..700),
+            count in 0usize..80, bound in -31i32..31,
+        ) {
+            let none = &[][..];
+            let row = Row { logits: none, max: 0.0, logsumexp: 0.0, block_max: &max, block_sum: none, draws: none, ranks: none };
+            let mut sorted = max.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let told = if (1..=GROUPS.min(max.len())).contains(&count) { &sorted[..count] } else { none };
+            prop_assert_eq!(row.largest_of_blocks(count), told);
+            let from: Vec<usize> = row.blocks_from(bound as f32).collect();
+            prop_assert_eq!(from, (0..max.len()).filter(|i| max[*i] >= bound as f32).collect::<Vec<_>>());
         }
     }
 }

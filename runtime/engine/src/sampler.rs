@@ -18,10 +18,14 @@ use crate::{
     row::{Blocks, TokenLogit},
     thinking::Budget,
 };
+use rvllm_artifact::plan::DRAWS;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
 };
+
+/// Draws of tokens that penalties may have made less likely. Each reads a run of the row, and changing the row all of it.
+const MANY_DRAWS: usize = 5 * DRAWS;
 
 /// A token of a row with its log-probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,6 +69,8 @@ pub struct Scratch {
 /// Memory for a changed row.
 #[derive(Default)]
 pub struct Changed {
+    /// Of its tokens, where it is not one of all.
+    ids: Vec<u32>,
     logits: Vec<f32>,
     blocks: Blocks,
 }
@@ -115,6 +121,9 @@ impl Sampler {
             Ok(token) => return token,
             Err(u) => u,
         };
+        if let Some(token) = mask.and_then(|mask| self.of_few(mask, row, scratch, u)) {
+            return token;
+        }
         match (self.changed(mask, row, &mut scratch.changed), mask) {
             (Some(changed), Some(mask)) if changed.max == f32::NEG_INFINITY => likeliest_allowed(mask, row),
             (changed, _) => self.choose(&changed.unwrap_or(*row), &mut scratch.lines, u),
@@ -132,11 +141,33 @@ impl Sampler {
                 let logit = row.logits[id as usize];
                 (self.changed_logit(mask, id, logit) == logit).then_some(id).ok_or(u)
             }
-            false => Weights::new(row, self.params()).choose_accepted(lines, u, |TokenLogit { id, logit }| {
-                let lowered = logit - self.changed_logit(mask, id, logit);
-                f64::from(-lowered / self.params().temperature).exp()
-            }),
+            false => Weights::new(row, self.params()).choose_accepted(
+                lines,
+                u,
+                self.most_draws(mask),
+                |TokenLogit { id, logit }| {
+                    let lowered = logit - self.changed_logit(mask, id, logit);
+                    f64::from(-lowered / self.params().temperature).exp()
+                },
+            ),
         }
+    }
+
+    /// A token of a row of those alone that a grammar allows, where they are few and nothing else changes the row.
+    fn of_few(&self, mask: &Mask, row: &Row<'_>, scratch: &mut Scratch, u: f64) -> Option<u32> {
+        let few = mask.few().filter(|_| !self.changes_logits())?;
+        let Scratch { changed: Changed { ids, logits, blocks }, lines, .. } = scratch;
+        ids.clear();
+        ids.extend(few.iter().filter(|id| self.permits(mask, **id)));
+        if mask.is_accepting() {
+            ids.extend(&self.params().stop_token_ids);
+            ids.sort_unstable();
+            ids.dedup();
+        }
+        logits.clear();
+        logits.extend(ids.iter().map(|id| row.logits[*id as usize]));
+        let row = Row::of_changed(logits, self.params().drawn_at(), blocks);
+        (row.max > f32::NEG_INFINITY).then(|| ids[self.choose(&row, lines, u) as usize])
     }
 
     /// What [`Sampler::change`] makes of one logit.
@@ -150,6 +181,12 @@ impl Sampler {
         }
         let biases = p.logit_bias.iter().flatten().filter(|(of, _)| **of == id);
         self.penalized(id, biases.fold(logit, |logit, (_, bias)| logit + bias))
+    }
+
+    /// How many draws are worth trying before the row is changed: more where tokens are only made less likely than where a
+    /// grammar may leave none that the model likes.
+    fn most_draws(&self, mask: Option<&Mask>) -> usize {
+        if mask.is_none() && self.params().allowed_token_ids.is_none() { MANY_DRAWS } else { DRAWS }
     }
 
     /// Whether some logits may become larger.
@@ -182,7 +219,7 @@ impl Sampler {
         if mask.is_none() && !self.changes_logits() {
             return None;
         }
-        let Changed { logits, blocks } = memory;
+        let Changed { logits, blocks, .. } = memory;
         self.change(mask, row.logits, logits);
         Some(Row::of_changed(logits, self.params().drawn_at(), blocks))
     }
@@ -362,6 +399,9 @@ pub fn ranked(row: &Row<'_>, token: u32, top: &[TokenLogit], named: &[u32]) -> V
     let rank = (1..).zip(top).find(|(_, t)| t.id == token).map_or_else(|| row.rank(token), |(rank, _)| rank);
     let mut all = vec![of(token, rank)];
     all.extend((1..).zip(top).filter(|(_, t)| t.id != token).map(|(rank, t)| of(t.id, rank)));
+    if named.is_empty() {
+        return all;
+    }
     let others: Vec<u32> = named.iter().copied().filter(|id| all.iter().all(|t| t.id != *id)).collect();
     all.extend(others.iter().zip(row.ranks(&others)).map(|(id, rank)| of(*id, rank)));
     all

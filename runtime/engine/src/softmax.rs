@@ -8,6 +8,8 @@ use multiversion::multiversion;
 
 /// Partial sums of a run, and weights of a line that are summed beforehand.
 const LANES: usize = 16;
+/// Groups that the largest of are found at once.
+pub(crate) const GROUPS: usize = 4 * LANES;
 /// Below this a weight is 0.
 const LOWEST: f32 = -87.0;
 
@@ -166,13 +168,8 @@ fn sum_weights(scale: Scale, logits: &[f32]) -> f32 {
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
 pub(crate) fn largest(logits: &[f32]) -> f32 {
     // Maxima of lanes, as one maximum after the other waits for the one before.
-    let mut lanes = [f32::NEG_INFINITY; 4 * LANES];
-    let (whole, rest) = logits.as_chunks::<{ 4 * LANES }>();
-    for chunk in whole {
-        for (lane, logit) in lanes.iter_mut().zip(chunk) {
-            *lane = if *logit > *lane { *logit } else { *lane };
-        }
-    }
+    let (whole, rest) = logits.as_chunks::<GROUPS>();
+    let lanes = largest_of_lanes(whole);
     let mut few = [f32::NEG_INFINITY; LANES];
     for part in lanes.as_chunks::<LANES>().0 {
         for (lane, other) in few.iter_mut().zip(part) {
@@ -180,6 +177,28 @@ pub(crate) fn largest(logits: &[f32]) -> f32 {
         }
     }
     rest.iter().chain(&few).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// The largest of each group of these, of which number `i` is in group `i % GROUPS`; negative infinity of none.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
+pub(crate) fn largest_of_groups(values: &[f32]) -> [f32; GROUPS] {
+    let (whole, rest) = values.as_chunks::<GROUPS>();
+    let mut lanes = largest_of_lanes(whole);
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = lane.max(*value);
+    }
+    lanes
+}
+
+#[inline(always)]
+fn largest_of_lanes(chunks: &[[f32; GROUPS]]) -> [f32; GROUPS] {
+    let mut lanes = [f32::NEG_INFINITY; GROUPS];
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+    lanes
 }
 
 /// Copies those logits into `kept` whose bits are set, 32 to a word from the lowest on.

@@ -19,10 +19,15 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
+/// So many tokens are listed, as looking at each takes less time than changing a row.
+const FEW: usize = 256;
+
 /// Tokens that may come next.
 #[derive(Debug)]
 pub struct Mask {
     allowed: SimpleVob,
+    /// All of them in order, where they are at most [`FEW`].
+    few: Option<Vec<u32>>,
     accepting: bool,
 }
 
@@ -30,7 +35,8 @@ impl Mask {
     pub(super) fn compute(parser: &mut TokenParser) -> Result<Mask, GrammarError> {
         let computed = panic_utils::catch_unwind(AssertUnwindSafe(|| {
             let allowed = parser.compute_mask()?;
-            Ok(Mask { allowed, accepting: parser.is_accepting() })
+            let few = (allowed.num_set() <= FEW).then(|| allowed.iter().collect());
+            Ok(Mask { allowed, few, accepting: parser.is_accepting() })
         }));
         computed.map_err(GrammarError::stuck)
     }
@@ -48,6 +54,11 @@ impl Mask {
     /// The tokens, in order.
     pub fn tokens(&self) -> impl Iterator<Item = u32> + '_ {
         self.allowed.iter()
+    }
+
+    /// The tokens in order, where they are few.
+    pub(crate) fn few(&self) -> Option<&[u32]> {
+        self.few.as_deref()
     }
 
     /// Fills `kept` with the logits of these tokens, and negative infinity for all others.

@@ -240,3 +240,56 @@ fn logprobs_are_of_the_row_and_name_each_token_once() {
     let sum: f32 = logprobs(&row, 0, -1, &[]).iter().map(|t| t.logprob.exp()).sum();
     assert!((sum - 1.0).abs() < 1e-6);
 }
+
+/// The token `0`; the other digits follow.
+const ZERO: usize = 15;
+
+/// Digits, of which the model likes none, and after one of them the end.
+fn digits(params: SamplingParams) -> Sampler {
+    let tokenizer = Arc::new(crate::tokenizer::fakes::byte_level());
+    let compiler = crate::grammar::GrammarCompiler::new(Some(tokenizer), Arc::from([257]), 259);
+    let form = crate::grammar::StructuredOutputs { regex: Some("[0-4][0-4]*".into()), ..Default::default() };
+    let grammar = compiler.compile(&form).unwrap();
+    with_rules(params, |rules| {
+        rules.grammar = Some((grammar, Arc::from([])));
+        rules.end_tokens = vec![257];
+    })
+}
+
+/// Little likely, and each another.
+fn unlikely_digits() -> Vec<f32> {
+    (0..259).map(|id| if (ZERO..ZERO + 5).contains(&id) { (id - ZERO) as f32 / 2.0 - 40.0 } else { 0.0 }).collect()
+}
+
+#[test]
+fn of_few_that_a_grammar_allows_each_is_chosen_as_often_as_it_weighs() {
+    const DRAWS: usize = 20_000;
+    let logits = unlikely_digits();
+    let params = SamplingParams { temperature: 0.8, top_k: 4, ignore_eos: true, ..SamplingParams::default() };
+    let mut s = digits(params);
+    let mut counts = [0u32; 259];
+    (0..DRAWS).for_each(|_| counts[sample(&mut s, &logits) as usize] += 1);
+    assert_eq!(
+        counts.iter().sum::<u32>(),
+        counts[ZERO + 1..][..4].iter().sum::<u32>(),
+        "top_k leaves four of the digits"
+    );
+    let weight = |id: usize| (f64::from(logits[id]) / 0.8).exp();
+    let total: f64 = (ZERO + 1..ZERO + 5).map(weight).sum();
+    for (id, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        let (found, expected) = (f64::from(*count), weight(id) / total * DRAWS as f64);
+        assert!((found - expected).abs() < 6.0 * expected.sqrt(), "{id}: {found} against {expected}");
+    }
+}
+
+#[test]
+fn of_few_that_a_grammar_allows_the_likeliest_is_greedy_and_stop_tokens_are_allowed_with_the_end() {
+    let (mut logits, four) = (unlikely_digits(), ZERO as u32 + 4);
+    logits[100] = 9.0;
+    let mut s = digits(SamplingParams { temperature: 0.0, ignore_eos: true, ..SamplingParams::default() });
+    assert_eq!([sample(&mut s, &logits), sample(&mut s, &logits)], [four; 2]);
+    let stops =
+        SamplingParams { temperature: 0.0, stop_token_ids: vec![101], ignore_eos: true, ..SamplingParams::default() };
+    let mut s = digits(stops);
+    assert_eq!([sample(&mut s, &logits), sample(&mut s, &logits)], [four, 101], "nothing may end before it began");
+}

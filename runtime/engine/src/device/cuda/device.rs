@@ -373,14 +373,15 @@ impl HostOutputs {
     /// Brings what the step reads of its rows: of all what was drawn and the statistics of the whole row.
     fn fetch(&mut self, stream: &Stream, arena: &DeviceMemory, step: &Step) -> Result<(), CudaError> {
         let rows = step.logits_indices.len();
-        let [max, logsumexp, draws, ranks, block_max, ..] = self.parts;
+        let [max, logsumexp, draws, ranks, block_max, block_sum, _] = self.parts;
         for part in [max, logsumexp, draws] {
             self.fetch_rows(stream, arena, part, 0..rows)?;
         }
         let reads = |row: usize| step.reads.get(row).copied().unwrap_or_default();
         for ranked in runs(rows, |row| reads(row) == Reads::Ranks) {
-            self.fetch_rows(stream, arena, ranks, ranked.clone())?;
-            self.fetch_rows(stream, arena, block_max, ranked)?;
+            for part in [ranks, block_max, block_sum] {
+                self.fetch_rows(stream, arena, part, ranked.clone())?;
+            }
         }
         runs(rows, |row| reads(row) == Reads::All).try_for_each(|rows| self.fetch_all(stream, arena, rows))
     }
