@@ -111,7 +111,9 @@ impl Form {
         let row_features = if packed.is_some() { M / 2 } else { GROUP };
         let out_at = (stages * stage).next_multiple_of(1024);
         let barriers_at = (out_at + out).next_multiple_of(16);
-        (stages > 0).then_some(Form {
+        // a stage of weights of 4 bits is released when the next one is there
+        let fewest = if packed.is_some() && steps > 1 { 2 } else { 1 };
+        (stages >= fewest).then_some(Form {
             wide,
             promotes,
             warpgroups,
