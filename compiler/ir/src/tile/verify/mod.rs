@@ -181,9 +181,10 @@ fn mem_layout(p: &Param) -> Result<(), String> {
             Err(format!("`{name}` has lines of {k} {}, not of {BLOCK_LINE} bytes", p.ty.dtype))
         }
         MemLayout::Blocks { .. } if rank < 2 => Err(format!("`{name}` has rank {rank}: blocks need two dimensions")),
-        MemLayout::Fragments { k } if k == 0 || p.ty.dtype.bits() == 8 => {
-            Err(format!("`{name}` has pieces of {k} {}: they have columns, of 4 bits or of 16 and more", p.ty.dtype))
-        }
+        MemLayout::Fragments { k } if k == 0 || p.ty.dtype.bits() == 8 => Err(format!(
+            "`{name}` has pieces of {k} columns of {}: some columns of 4 bits, or of 16 and more",
+            p.ty.dtype
+        )),
         MemLayout::Fragments { .. } if rank < 2 => Err(format!("`{name}` has rank {rank}: pieces need two dimensions")),
         MemLayout::Blocks { .. } | MemLayout::Fragments { .. } => match fixed(&p.ty.dims) {
             Some(_) => Ok(()),
