@@ -140,18 +140,22 @@ impl<'a> Weights<'a> {
         lines: &mut Lines,
         u: f64,
         most: usize,
-        accepts: impl Fn(TokenLogit) -> f64,
+        accepts: impl Fn(u32) -> f64,
     ) -> Result<u32, f64> {
         if !self.leaves_everything() {
             return Err(u);
         }
         lines.laid = false;
-        let taken = |draw: usize, token: &TokenLogit| match accepts(*token) {
+        let taken = |draw: usize, id: u32| match accepts(id) {
             p if p >= 1.0 => true,
             p => p > 0.0 && again(u, 1 + draw as u64) < p,
         };
-        let drawn = (0..most).find_map(|draw| self.drawn(lines, u, draw).filter(|token| taken(draw, token)));
-        drawn.map(|token| token.id).ok_or_else(|| again(u, 0))
+        // Where it was drawn already, its logit is not read: each is in memory that nobody has touched.
+        let drawn = (0..most).find_map(|draw| {
+            let id = self.row.drawn(draw).or_else(|| Some(self.draw(lines, pair(u, draw))?.id));
+            id.filter(|id| taken(draw, *id))
+        });
+        drawn.ok_or_else(|| again(u, 0))
     }
 
     /// Token number `draw` of those drawn of all, where the row was computed or here.
@@ -483,7 +487,7 @@ pub(crate) mod tests {
             let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
             let masked_row = Row::of_changed(&masked, Some(temperature), &mut masked_blocks);
             let (weights, masked_weights) = (Weights::new(&row, &p), Weights::new(&masked_row, &p));
-            let accepts = |t: TokenLogit| f64::from((masked[t.id as usize] - t.logit) / temperature).exp();
+            let accepts = |id: u32| f64::from((masked[id as usize] - logits[id as usize]) / temperature).exp();
             let mut counts = vec![0u32; logits.len()];
             for draw in 0..DRAWS {
                 let found = weights.choose_accepted(&mut lines, random::uniform(seed, 1, draw), most, accepts);

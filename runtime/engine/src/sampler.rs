@@ -18,11 +18,9 @@ use crate::{
     row::{Blocks, TokenLogit},
     thinking::Budget,
 };
+use rustc_hash::FxHashMap;
 use rvllm_artifact::plan::DRAWS;
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 /// Draws of tokens that penalties may have made less likely. Each reads a run of the row, and changing the row all of it.
 const MANY_DRAWS: usize = 5 * DRAWS;
@@ -82,7 +80,7 @@ pub struct Sampler {
     index: u32,
     output: Vec<u32>,
     /// How often the output has each token, where a penalty needs that.
-    counts: HashMap<u32, u32>,
+    counts: FxHashMap<u32, u32>,
     matcher: Option<Matcher>,
     thinking: Option<Budget>,
 }
@@ -92,7 +90,7 @@ impl Sampler {
     pub fn new(rules: Arc<SamplingRules>, index: u32) -> Sampler {
         let matcher = rules.grammar.as_ref().map(|(grammar, after)| Matcher::new(grammar.clone(), after.clone()));
         let thinking = rules.thinking.clone();
-        Sampler { rules, index, output: vec![], counts: HashMap::new(), matcher, thinking }
+        Sampler { rules, index, output: vec![], counts: FxHashMap::default(), matcher, thinking }
     }
 
     /// Tokens chosen so far.
@@ -138,18 +136,11 @@ impl Sampler {
             _ if self.raises_logits() => Err(u),
             true => {
                 let id = most_likely(row);
-                let logit = row.logits[id as usize];
-                (self.changed_logit(mask, id, logit) == logit).then_some(id).ok_or(u)
+                (self.lowered(mask, row, id) == 0.0).then_some(id).ok_or(u)
             }
-            false => Weights::new(row, self.params()).choose_accepted(
-                lines,
-                u,
-                self.most_draws(mask),
-                |TokenLogit { id, logit }| {
-                    let lowered = logit - self.changed_logit(mask, id, logit);
-                    f64::from(-lowered / self.params().temperature).exp()
-                },
-            ),
+            false => Weights::new(row, self.params()).choose_accepted(lines, u, self.most_draws(mask), |id| {
+                f64::from(-self.lowered(mask, row, id) / self.params().temperature).exp()
+            }),
         }
     }
 
@@ -181,6 +172,12 @@ impl Sampler {
         }
         let biases = p.logit_bias.iter().flatten().filter(|(of, _)| **of == id);
         self.penalized(id, biases.fold(logit, |logit, (_, bias)| logit + bias))
+    }
+
+    /// What [`Sampler::change`] takes from one logit. The logit is read where that depends on it.
+    fn lowered(&self, mask: Option<&Mask>, row: &Row<'_>, id: u32) -> f32 {
+        let logit = if self.params().repetition_penalty == 1.0 { 0.0 } else { row.logits[id as usize] };
+        logit - self.changed_logit(mask, id, logit)
     }
 
     /// How many draws are worth trying before the row is changed: more where tokens are only made less likely than where a

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::collections::HashMap;
 
 fn sampler(params: SamplingParams) -> Sampler {
     with_rules(params, |_| {})
@@ -182,7 +183,7 @@ fn changes_come_in_vllms_order() {
         r.prompt_tokens = HashSet::from([1, 3]);
     });
     s.output = vec![2, 2];
-    s.counts = HashMap::from([(2, 2)]);
+    s.counts = FxHashMap::from_iter([(2, 2)]);
     let mut changed = vec![];
     s.change(None, &[9.0, -1.0, 8.0, 2.0, 50.0], &mut changed);
     // 0: end token; 1: -1 · 2; 2: 8 / 2 - 2 · 0.5 - 0.25; 3: (2 + 4) / 2; 4: not allowed
