@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 /// `max_tokens` of a completion that says none.
 const MAX_TOKENS: u32 = 16;
+/// Most answers of a request, or those of one prompt where more are allowed of that: all are gathered in one body.
+const MOST_ANSWERS: u32 = 1024;
 
 /// Reads a request: what the engine does, and what becomes of it.
 ///
@@ -79,7 +81,19 @@ fn check(app: &App, own: &CompletionFields, common: &Common, params: &SamplingPa
     if prompts == 0 || prompts > most as usize {
         return Err(ApiError::field("prompt", format!("there are {prompts} prompts, but must be from 1 to {most}")));
     }
-    Ok(())
+    check_answers(prompts, best_of, MOST_ANSWERS.max(most))
+}
+
+fn check_answers(prompts: usize, each: u32, most: u32) -> Result<(), ApiError> {
+    let all = prompts.saturating_mul(each as usize);
+    if all <= most as usize {
+        return Ok(());
+    }
+    let message = format!(
+        "{prompts} prompts with {each} answers each are {all} answers, but must be at most {most}; send fewer prompts in a \
+         request"
+    );
+    Err(ApiError::field("prompt", message))
 }
 
 fn set_params(params: &mut SamplingParams, own: &CompletionFields, echo: bool) {
@@ -286,5 +300,16 @@ impl Writer for CompletionWriter {
 
     fn set_usage(piece: &mut Completion, usage: Usage) {
         piece.usage = Some(usage);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_answers_of_a_request_are_bounded_together() {
+        assert!(check_answers(8, 128, 1024).is_ok() && check_answers(1024, 1, 1024).is_ok());
+        assert!(check_answers(9, 128, 1024).is_err() && check_answers(usize::MAX, 2, 1024).is_err());
     }
 }
