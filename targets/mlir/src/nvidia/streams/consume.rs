@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     Error,
+    bounds::Cond,
     index::Index,
     text::{Elem, Ssa, Ty},
 };
@@ -227,19 +228,36 @@ impl Lower<'_> {
         });
     }
 
-    /// What was parked; anything in threads that have no rows.
+    /// What was parked; zeros in threads that have no rows.
     fn unpark(&mut self, v: Val, (region, count): (Region, usize)) -> Value {
         let working = self.working_threads();
-        let last = Index::constant(working as i64 - 1);
-        let thread = self.w.index(rvllm_ir::tile::IndexOp::Min, self.thread, last);
-        let at = self.parking(region, thread);
+        let has = self.w.below(self.thread, Index::constant(working as i64));
+        let regs = match has {
+            Cond::If(has) => {
+                let regs = self.w.begin_choice(has, &vec![Ty::Scalar(Elem::F32); count]);
+                let found = self.parked(region, count);
+                self.w.give(&found);
+                self.w.otherwise();
+                let zero = self.w.floats(Ty::Scalar(Elem::F32), 0.0);
+                self.w.give(&vec![zero; count]);
+                self.w.end();
+                regs
+            }
+            _ => self.parked(region, count),
+        };
+        self.carried_value(v, &mut &regs[..])
+    }
+
+    fn parked(&mut self, region: Region, count: usize) -> Vec<Ssa> {
+        let working = self.working_threads();
+        let at = self.parking(region, self.thread);
         let mut regs = vec![];
         for j in 0..count / 4 {
             let p = self.w.offset(at, (j * working * PIECE) as i64);
             let four = self.w.load(p, Ty::Vector(4, Elem::F32), PIECE);
             regs.extend((0..4).map(|i| self.w.extract(four, i)).collect::<Vec<_>>());
         }
-        self.carried_value(v, &mut &regs[..])
+        regs
     }
 
     fn unpark_all(&mut self, params: &[Val], parked: &[Option<(Region, usize)>]) {
