@@ -35,7 +35,11 @@ use crate::{
     tokenizer::Tokenizer,
 };
 use rustc_hash::FxHashMap;
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// What an engine is made of; [`Engine::load`] makes it from an artifact.
 pub struct EngineParts {
@@ -66,8 +70,8 @@ pub struct Engine {
     /// Of requests that want text; `None` where the caller makes it.
     transcripts: Option<FxHashMap<RequestId, Transcript>>,
     step: Step,
-    /// What each row of the step's logits is about, once the step has begun.
-    begun: Option<Vec<RowUse>>,
+    /// Once the step has begun: when, and what each row of its logits is about.
+    begun: Option<(Instant, Vec<RowUse>)>,
     queue: Queue,
     grammars: Arc<GrammarCompiler>,
     mask_workers: MaskWorkers,
@@ -226,17 +230,17 @@ impl Engine {
         self.take_outputs()
     }
 
-    /// Computes one step: the one that has begun, else the next.
+    /// Computes one step: the one that has begun, else the next. Hands back how long it took since it began.
     ///
     /// # Errors
     /// See [`Engine::step`].
-    pub fn compute(&mut self) -> Result<(), EngineError> {
-        let uses = match self.begun.take() {
-            Some(uses) => uses,
-            None => self.prepare()?,
+    pub fn compute(&mut self) -> Result<Duration, EngineError> {
+        let (start, uses) = match self.begun.take() {
+            Some(begun) => begun,
+            None => (Instant::now(), self.prepare()?),
         };
         if self.step.num_tokens() == 0 {
-            return Ok(());
+            return Ok(start.elapsed());
         }
         let leaves_out = self.forward.leaves_out();
         let logits = self.forward.forward(&self.step)?;
@@ -251,7 +255,7 @@ impl Engine {
             Some(team) => share_out(team, masks),
             None => self.mask_workers.submit(masks),
         }
-        Ok(())
+        Ok(start.elapsed())
     }
 
     /// Begins the next step of the requests that there are, where the device computes while this thread goes on: with what
@@ -263,10 +267,10 @@ impl Engine {
         if !self.forward.runs_ahead() || self.begun.is_some() {
             return Ok(());
         }
-        let uses = self.prepare()?;
+        let (start, uses) = (Instant::now(), self.prepare()?);
         if self.step.num_tokens() > 0 {
             self.forward.begin(&self.step)?;
-            self.begun = Some(uses);
+            self.begun = Some((start, uses));
         }
         Ok(())
     }

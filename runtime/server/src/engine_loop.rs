@@ -438,9 +438,8 @@ impl EngineLoop {
     }
 
     fn step(&mut self) -> Result<(), EngineError> {
-        let start = Instant::now();
-        self.engine.compute()?;
-        self.metrics.note_step(start.elapsed());
+        let took = self.engine.compute()?;
+        self.metrics.note_step(took);
         // Who came meanwhile is in the next step, which may begin before this one's answers go out.
         self.take_received();
         self.engine.run_ahead()?;
