@@ -100,7 +100,7 @@ def test_parse_gives_the_class(client):
         model="demo",
         messages=[{"role": "user", "content": "Give me a point."}],
         response_format=Point,
-        seed=1,
+        temperature=0,
         max_tokens=400,
     )
     point = done.choices[0].message.parsed
