@@ -126,3 +126,25 @@ fn stats_tell_queues_blocks_and_counters() {
     assert!(last.num_preemptions > 0 && last.num_scheduled_tokens >= 3 * 44);
     assert_eq!((last.prefix_cache_queries, last.prefix_cache_hits), (12, 0));
 }
+
+#[test]
+fn who_ends_while_the_next_step_runs_gets_nothing_more() {
+    let mut engine = engine(Limits { num_blocks: 257, ..limits() });
+    assert!(engine.forward.runs_ahead());
+    let params = SamplingParams { n: 2, max_tokens: Some(6), ignore_eos: true, ..SamplingParams::default() };
+    (0..2).for_each(|id| engine.add_request(id, vec![1, 2, 3], params.clone()).unwrap());
+    engine.step().unwrap();
+    assert!(engine.begun.is_some());
+    engine.stop(0, 1, Finish { reason: FinishReason::Stop, stop_reason: None }).unwrap();
+    engine.abort(1).unwrap();
+    let mut answers = Answers::default();
+    while engine.has_unfinished() {
+        for output in engine.step().unwrap() {
+            assert_eq!(output.request_id, 0);
+            answers.add(output);
+        }
+    }
+    assert_eq!((answers.tokens.len(), answers.tokens[&0].len(), answers.finished), (1, 5, 1));
+    let stats = engine.stats();
+    assert_eq!((stats.num_running, stats.num_waiting), (0, 0));
+}
