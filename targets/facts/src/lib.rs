@@ -148,7 +148,10 @@ pub struct GemmRow {
     pub above_n: usize,
     /// For results of at most this many columns.
     pub up_to_n: Option<usize>,
-    /// For sums over a multiple of this many elements; of rows of one kind, those of the largest such number are used.
+    /// For sums over more than this many elements, and
+    #[serde(default)]
+    pub above_k: usize,
+    /// For sums over a multiple of this many elements; of rows of one kind, those of the largest such numbers are used.
     #[serde(default = "any_depth")]
     pub k_unit: usize,
     /// For at most this many rows (tokens); the last row of a kind has none.
@@ -172,7 +175,8 @@ fn any_depth() -> usize {
 impl GemmRow {
     fn is_for(&self, dtype: &str, gated: bool, [n, k]: [usize; 2]) -> bool {
         let columns = n > self.above_n && self.up_to_n.is_none_or(|most| n <= most);
-        self.dtype == dtype && self.gated == gated && columns && k.is_multiple_of(self.k_unit)
+        let sums = k > self.above_k && k.is_multiple_of(self.k_unit);
+        self.dtype == dtype && self.gated == gated && columns && sums
     }
 }
 
@@ -214,8 +218,8 @@ impl Target {
     /// Schedule rows of products of `dtype` with `n` columns that are sums over `k`, by rising `at_most`; the last has none.
     pub fn gemm_rows(&self, dtype: &str, gated: bool, n: usize, k: usize) -> Vec<&GemmRow> {
         let rows: Vec<&GemmRow> = self.gemm.iter().filter(|r| r.is_for(dtype, gated, [n, k])).collect();
-        let unit = rows.iter().map(|r| r.k_unit).max();
-        rows.into_iter().filter(|r| Some(r.k_unit) == unit).collect()
+        let most = rows.iter().map(|r| (r.k_unit, r.above_k)).max();
+        rows.into_iter().filter(|r| Some((r.k_unit, r.above_k)) == most).collect()
     }
 
     /// Rows of a matrix of activations, and columns of so many bits, that its matrix unit reads as one run of memory.
@@ -244,10 +248,10 @@ mod tests {
     fn tables_parse_and_end_in_an_unbounded_row_for_every_number_of_columns() {
         for target in super::all() {
             let bounds = target.gemm.iter().flat_map(|r| [r.above_n, r.above_n + 1, r.up_to_n.unwrap_or(usize::MAX)]);
-            for (n, k) in bounds.filter(|n| *n > 0).flat_map(|n| [(n, 7), (n, 64)]) {
+            for (n, k) in bounds.filter(|n| *n > 0).flat_map(|n| [(n, 7), (n, 64), (n, 1 << 16)]) {
                 let dtypes = match (target.panel, k) {
                     (Some(_), _) => &["f32", "bf16", "i8", "u4"][..],
-                    (None, 64) => &["f32", "bf16", "f8e4m3", "u4"],
+                    (None, 64 | 65536) => &["f32", "bf16", "f8e4m3", "u4"],
                     // rows that are no whole units of 16 bytes
                     _ => &["f32", "bf16"],
                 };

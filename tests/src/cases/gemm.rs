@@ -32,6 +32,11 @@ pub const SHAPES: [Shape; 9] = [
     (160, 288, ALL),
 ];
 
+/// Shapes of products whose sums have halves on a GPU: K of an even number of lines, columns of whole and half tiles.
+const DEEP: [Shape; 2] = [(200, 8448, RESIDUAL), (64, 8320, PLAIN)];
+/// Numbers of tokens for them: of every tile, and more than one.
+const DEEP_ROWS: [usize; 4] = [1, 33, 130, 270];
+
 /// Numbers of tokens.
 pub const ROWS: [usize; 6] = [1, 2, 7, 13, 33, 75];
 
@@ -77,6 +82,29 @@ pub fn variants(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
         rows.iter().enumerate().map(named).collect()
     };
     SHAPES.iter().enumerate().map(variants).collect()
+}
+
+fn deep_cases(target: &Target) -> Vec<Case> {
+    let mut cases = vec![];
+    for (i, shape) in DEEP.iter().enumerate() {
+        let rows = rows(target, DType::Bf16, shape);
+        let named =
+            |(j, row): (usize, &&GemmRow)| kernel(target, &format!("gemm_bf16_deep_{i}_{j}"), DType::Bf16, *shape, row);
+        let kernels: Vec<Kernel> = rows.iter().enumerate().map(named).collect();
+        cases.extend(DEEP_ROWS.iter().flat_map(|t| same_bits(&kernels, *t, DType::Bf16)));
+    }
+    cases
+}
+
+/// A launch of each kernel, which must all write the same bits.
+fn same_bits(kernels: &[Kernel], t: usize, dtype: DType) -> Vec<Case> {
+    let first = launch(&kernels[0], t);
+    let case = |kernel: &Kernel| Case {
+        launch: first.with(kernel),
+        tolerance: sum_tolerance(dtype, first.args[0].dims[1]),
+        group: Some(format!("{} T={t}", kernels[0].name)),
+    };
+    kernels.iter().map(case).collect()
 }
 
 /// Shapes of products whose k divides into groups of [`GROUP`].
@@ -271,14 +299,7 @@ pub fn cases(target: &Target) -> Vec<Case> {
     let mut cases = vec![];
     for dtype in [DType::F32, DType::Bf16] {
         for kernels in variants(target, dtype) {
-            for t in ROWS {
-                let first = launch(&kernels[0], t);
-                cases.extend(kernels.iter().map(|kernel| Case {
-                    launch: first.with(kernel),
-                    tolerance: sum_tolerance(dtype, first.args[0].dims[1]),
-                    group: Some(format!("{} T={t}", kernels[0].name)),
-                }));
-            }
+            cases.extend(ROWS.iter().flat_map(|t| same_bits(&kernels, *t, dtype)));
         }
     }
     let quantized: &[(DType, f32)] = match target.panel {
@@ -289,6 +310,7 @@ pub fn cases(target: &Target) -> Vec<Case> {
     cases.extend(quantized.iter().flat_map(|(dtype, tolerance)| quantized_cases(target, *dtype, *tolerance)));
     if target.gpu.is_some() {
         cases.extend(packed_cases(target));
+        cases.extend(deep_cases(target));
     }
     cases
 }

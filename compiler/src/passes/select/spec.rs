@@ -338,6 +338,7 @@ fn tiled(numbers: &Gemm, row: &GemmRow) -> Gemm {
         gated: _,
         above_n: _,
         up_to_n: _,
+        above_k: _,
         k_unit: _,
         at_most: _,
         source: _,

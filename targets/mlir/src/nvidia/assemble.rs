@@ -87,11 +87,7 @@ pub(crate) fn assemble(tool: &Assembler, kernel: &Kernel, ptx: &[u8], cpu: &str)
     }
     let cubin = std::fs::read(dir.path().join("kernel.cubin"))?;
     let spilled = number_before(&log, " bytes spill stores").max(number_before(&log, " bytes spill loads"));
-    Ok(Assembled {
-        cubin,
-        registers: number_before(&log, " registers"),
-        spill_bytes: spilled.max(number_before(&log, " bytes stack frame")),
-    })
+    Ok(Assembled { cubin, registers: number_before(&log, " registers"), spill_bytes: spilled })
 }
 
 /// The number that stands right before `what`; 0 where it does not occur.

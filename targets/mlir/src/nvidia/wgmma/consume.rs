@@ -24,6 +24,7 @@ fn slices() -> std::ops::Range<usize> {
 
 impl Lower<'_> {
     pub(super) fn consume(&mut self) {
+        self.await_cluster();
         let tiles = self.tiles();
         if self.form.moves_registers() {
             let all = if self.form.packed.is_some() { REGISTERS_BESIDE_SCALES } else { REGISTERS };
@@ -41,11 +42,16 @@ impl Lower<'_> {
         let steps = self.steps(inside);
         let origin = self.origin(&program);
         let tile = self.tile(origin);
+        let tile = self.finished(tile);
         let early = self.early_pairs(&tile);
         let zero = self.w.i32(0);
-        let (_, sums) = self.sum([zero, zero], steps);
+        let (_, sums) = self.sum_all([zero, zero], steps);
         self.w.begin_if(inside);
-        self.store_narrow(&tile, sums[0], early.as_deref());
+        if self.form.ctas > 1 {
+            self.join_halves(sums[0], |l, sums| l.store_narrow(&tile, sums, early.as_deref()));
+        } else {
+            self.store_narrow(&tile, sums[0], early.as_deref());
+        }
         self.w.end();
     }
 
@@ -60,7 +66,7 @@ impl Lower<'_> {
         let tile = self.tile(origin);
         let pairs = self.first_boxes(&tile);
         let steps = self.w.i32(self.form.steps);
-        let (ring, sums) = self.sum([open.carried[0], open.carried[1]], steps);
+        let (ring, sums) = self.sum_all([open.carried[0], open.carried[1]], steps);
         self.store_wide(&tile, &sums, pairs);
         self.w.end_loop(open, &ring);
         let leader = self.leads();
@@ -83,7 +89,7 @@ impl Lower<'_> {
     }
 
     /// The sums of a tile over so many stages, from this stage and parity on; hands back the next ones and the accumulators.
-    fn sum(&mut self, ring: [Ssa; 2], steps: Ssa) -> (Vec<Ssa>, Vec<Ssa>) {
+    pub(super) fn sum(&mut self, ring: [Ssa; 2], steps: Ssa) -> (Vec<Ssa>, Vec<Ssa>) {
         if self.form.packed.is_some() {
             return self.sum_packed(ring, steps);
         }

@@ -45,7 +45,7 @@ impl Lower<'_> {
     /// Pairs of a narrow tile: of eight rows of the result `t`, and of features `r` where a thread has several.
     pub(super) fn narrow_places(&self) -> Vec<(usize, usize)> {
         let several = self.form.several;
-        (0..self.form.rows / 8).flat_map(|t| (0..several).map(move |r| (t, r))).collect()
+        (0..self.form.finished_rows() / 8).flat_map(|t| (0..several).map(move |r| (t, r))).collect()
     }
 
     pub(super) fn narrow_pair(&mut self, tile: &Tile, (t, r): (usize, usize)) -> Pair {
@@ -66,10 +66,15 @@ impl Lower<'_> {
         (0..matrices).map(|g| self.two(sums, 4 * t + 2 * if matrices == 1 { r } else { g })).collect()
     }
 
-    /// The sums of a wide pair of the eight columns `j` of a tile and rows `r` (upper or lower eight of 16), by matrix.
-    pub(super) fn wide_sums(&mut self, (j, r): (usize, usize), sums: Ssa) -> Vec<Ssa> {
+    /// The sums of a wide pair of the eight columns `j` of a tile and rows `r` (upper or lower eight of 16) of a block, by matrix.
+    pub(super) fn wide_sums(&mut self, (j, r): (usize, usize), block: usize, sums: Ssa) -> Vec<Ssa> {
         let matrices = self.product.matrices();
-        (0..matrices).map(|g| self.two(sums, 4 * (j * matrices + g) + 2 * r)).collect()
+        let sum = |g| {
+            let first = 4 * (j * matrices + g) + 2 * r;
+            let pair = self.two(sums, first);
+            self.with_first_half(pair, block, first)
+        };
+        (0..matrices).map(sum).collect()
     }
 
     fn two(&mut self, sums: Ssa, first: usize) -> Ssa {

@@ -6,6 +6,7 @@
 use super::{
     packed::Packed,
     product::{Product, UNIT},
+    split::{ctas, has_halves},
 };
 use rvllm_ir::types::DType;
 
@@ -44,6 +45,10 @@ pub(super) struct Form {
     /// The sums of each line of K are added to the accumulators as f32. Why: of products of 8-bit numbers the tensor cores add
     /// up few bits.
     pub(super) promotes: bool,
+    /// The sums over each half of K are added at the end.
+    pub(super) halves: bool,
+    /// CTAs of a cluster that share a tile, each of which has a half of K.
+    pub(super) ctas: usize,
     /// Warpgroups that multiply.
     pub(super) warpgroups: usize,
     /// Rows of weights of a tile, over all matrices.
@@ -72,6 +77,8 @@ pub(super) struct Form {
     pub(super) rows_at: usize,
     pub(super) out_at: usize,
     pub(super) barriers_at: usize,
+    /// Where sums of the other CTA come in, behind their barrier.
+    pub(super) slots_at: usize,
     pub(super) bytes: usize,
 }
 
@@ -80,7 +87,9 @@ impl Form {
     pub(super) fn of(p: &Product<'_>, shared: usize) -> Option<Form> {
         let weights = p.n * p.matrices();
         // the copy engine stores whole units
-        let wide = p.m >= WIDE && p.alignment(p.c) == UNIT && p.groups.is_none();
+        let halves = has_halves(p);
+        let ctas = if halves { ctas(p) } else { 1 };
+        let wide = p.m >= WIDE && p.alignment(p.c) == UNIT && p.groups.is_none() && ctas == 1;
         let (sums, fits) =
             if wide { (wide_sums(p.m, weights), is_wide(p, weights)) } else { (p.m / 2, is_narrow(p, weights)) };
         let promotes = p.param(p.a).ty.dtype == DType::F8e4m3;
@@ -90,19 +99,22 @@ impl Form {
         }
         let warpgroups = if wide { WIDE_WARPGROUPS } else { weights.div_ceil(M) };
         // a stage never reaches past the last line
-        let whole = |l: &usize| p.depth.is_multiple_of(*l) && p.groups.is_none_or(|g| g.are_whole(*l * p.line));
+        let depth = if halves { p.depth / 2 } else { p.depth };
+        let whole = |l: &usize| depth.is_multiple_of(*l) && p.groups.is_none_or(|g| g.are_whole(*l * p.line));
         let lines = (1..=p.lines).rev().find(whole)?;
         let packed = p.groups.map(|groups| Packed::of(p, groups, lines));
         let out_bytes = p.param(p.c).ty.dtype.bits() / 8;
         let features = M.min(weights) / p.matrices();
-        let out = if wide { warpgroups * 2 * BOX_BYTES } else { warpgroups * p.m * (features * out_bytes + PAD) };
+        let finished = finished_rows(p.m, ctas);
+        let out = if wide { warpgroups * 2 * BOX_BYTES } else { warpgroups * finished * (features * out_bytes + PAD) };
+        let slots = if ctas > 1 { 16 + finished * weights * 4 } else { 0 };
         let weight_bytes = packed.as_ref().map_or(lines * LINE_BYTES * weights, |of| of.value_bytes(weights));
         let scale_bytes = packed.as_ref().map_or(0, |of| of.scale_bytes(weights));
         let stage = weight_bytes + lines * LINE_BYTES * p.m + scale_bytes;
         // half a block of weights is read as a whole one, whatever lies behind it
         let behind = if weights < M && packed.is_none() { BLOCK_BYTES / 2 } else { 0 };
-        let room = shared.checked_sub(out + behind)?;
-        let steps = p.depth / lines;
+        let room = shared.checked_sub(out + slots + behind)?;
+        let steps = p.depth / lines / ctas;
         let stages = p.stages.min(room / (stage + 16));
         let stages = if wide { stages } else { stages.min(steps) };
         let rows_at = stages * weight_bytes;
@@ -116,6 +128,8 @@ impl Form {
         (stages >= fewest).then_some(Form {
             wide,
             promotes,
+            halves,
+            ctas,
             warpgroups,
             weights,
             rows: p.m,
@@ -132,7 +146,8 @@ impl Form {
             rows_at,
             out_at,
             barriers_at,
-            bytes: (barriers_at + 16 * stages).max(rows_at + behind),
+            slots_at: (barriers_at + 16 * stages + 16).next_multiple_of(16),
+            bytes: (barriers_at + 16 * stages + slots).max(rows_at + behind),
         })
     }
 
@@ -144,6 +159,16 @@ impl Form {
     /// Bytes of rows of a stage.
     pub(super) fn row_bytes(&self) -> usize {
         self.lines * LINE_BYTES * self.rows
+    }
+
+    /// Rows of a tile that one CTA finishes: both have some where that is whole groups of eight, otherwise the first has all.
+    pub(super) fn finished_rows(&self) -> usize {
+        finished_rows(self.rows, self.ctas)
+    }
+
+    /// Bytes of sums that the other CTA sends.
+    pub(super) fn slot_bytes(&self) -> usize {
+        self.finished_rows() * self.weights * 4
     }
 
     /// The instruction's N.
@@ -180,6 +205,10 @@ impl Form {
     pub(super) fn box_columns(&self) -> usize {
         LINE_BYTES / self.out_bytes
     }
+}
+
+fn finished_rows(rows: usize, ctas: usize) -> usize {
+    if rows.is_multiple_of(8 * ctas) { rows / ctas } else { rows }
 }
 
 fn wide_sums(m: usize, weights: usize) -> usize {

@@ -3,12 +3,13 @@
 //! follows is done on them before the result leaves through shared memory.
 //!
 //! [`product`] finds the shape in tile IR, [`form`] chooses sizes, [`produce`] loads, [`consume`] multiplies, [`epilogue`]
-//! computes the rest and [`store`] writes; [`packed`] makes numbers of weights of 4 bits in the registers of those that multiply. Weights do not depend on other kernels: the ring is filled with them before the
+//! computes the rest and [`store`] writes; [`split`] has sums in two halves, [`packed`] makes numbers of weights of 4 bits in the registers of those that multiply. Weights do not depend on other kernels: the ring is filled with them before the
 //! predecessors' results are waited for.
 //!
 //! Invariants:
-//! - an element of the result is one chain of sums over ascending K in steps of 16, or of 8-bit elements of 32 for every line of
-//!   K and a sum of these, whatever the form, so that the same row gives the same bits in every bucket;
+//! - an element of the result is one chain of sums over ascending K in steps of 16 ([`split`]: or one for each half of K), or of
+//!   8-bit elements of 32 for every line of K and a sum of these, whatever the form, so that the same row gives the same bits in
+//!   every bucket;
 //! - what a row past the actual ones holds reaches no other row, and no address depends on it;
 //! - every copy into shared memory is waited for before the CTA leaves.
 
@@ -20,6 +21,7 @@ mod packed;
 mod produce;
 mod product;
 mod raster;
+mod split;
 mod store;
 
 use super::{
@@ -59,6 +61,8 @@ struct Lower<'k> {
     lane: Ssa,
     /// Rows that the step has.
     rows: Ssa,
+    /// Where a thread puts sums that its registers do not hold.
+    stack: Option<Ssa>,
 }
 
 /// The MLIR of a kernel that is a product of matrices with sizes that the tensor cores have; `None` for any other.
@@ -78,11 +82,12 @@ pub(super) fn lower(kernel: &Kernel, gpu: &Gpu) -> Option<Lowered> {
     let symbol = Sym::ALL.iter().position(|s| Some(*s) == row_symbol(&product)).unwrap_or(0);
     let at = w.offset(step, 4 * symbol as i64);
     let rows = w.load(at, I32, 4);
-    let mut lower = Lower { product, form, w, pointers, a_map, c_map, shared, thread, lane, rows };
+    let mut lower = Lower { product, form, w, pointers, a_map, c_map, shared, thread, lane, rows, stack: None };
+    lower.reserve();
     lower.begin();
     lower.roles();
     let launch = lower.launch();
-    let head = signature(kernel, &lower.pointers, step, &maps, [launch.threads as usize, 1, 1]);
+    let head = signature(kernel, &lower.pointers, step, &maps, [launch.threads as usize, launch.cluster as usize, 1]);
     let text = format!("module {{\n{}\n{}}}\n", shared::GLOBAL, lower.w.llvm_function(&head));
     Some(Lowered { text, launch: Some(launch) })
 }
@@ -140,11 +145,15 @@ impl Lower<'_> {
             // one lane of each consumer warp
             self.w.init_barrier(empty, 4 * self.form.warpgroups);
         }
+        if self.form.ctas > 1 {
+            self.expect_sums();
+        }
         self.w.fence_barriers();
         for map in [self.a_map].into_iter().chain(self.c_map) {
             self.w.prefetch_map(map);
         }
         self.w.end();
+        self.arrive_in_cluster();
         self.w.effect("nvvm.barrier0");
     }
 
@@ -167,8 +176,8 @@ impl Lower<'_> {
         GpuLaunch {
             threads: f.threads() as u32,
             shared_bytes: f.bytes as u32,
-            cluster: 1,
-            ctas_per_program: 1,
+            cluster: f.ctas as u32,
+            ctas_per_program: f.ctas as u32,
             max_ctas: f.wide.then_some(MULTIPROCESSORS),
             registers: None,
             spill_bytes: None,

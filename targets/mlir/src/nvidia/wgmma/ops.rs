@@ -110,6 +110,34 @@ impl Writer {
         self.effect(&format!("nvvm.barrier.arrive id = {id} number_of_threads = {n}"));
     }
 
+    // a thread's own memory: what is volatile stays there
+
+    pub(super) fn store_volatile(&mut self, value: Ssa, p: Ssa) {
+        self.effect(&format!("llvm.store volatile {value}, {p} {{alignment = 8 : i64}} : {}, {}", value.ty, p.ty));
+    }
+
+    pub(super) fn load_volatile(&mut self, p: Ssa, ty: Ty) -> Ssa {
+        self.op(ty, format_args!("llvm.load volatile {p} {{alignment = 8 : i64}} : {} -> {ty}", p.ty))
+    }
+
+    // other CTAs of the cluster
+
+    /// The address of the same place in the shared memory of CTA `rank`.
+    pub(super) fn address_of(&mut self, p: Ssa, rank: Ssa) -> Ssa {
+        let theirs = self.intrinsic("llvm.nvvm.mapa.shared.cluster", &[p, rank], Ty::Cluster);
+        self.op(I32, format_args!("llvm.ptrtoint {theirs} : {} to i32", Ty::Cluster))
+    }
+
+    /// Four f32 to an address of another CTA, whose barrier counts their bytes.
+    pub(super) fn store_to_cta(&mut self, to: Ssa, values: &[Ssa], barrier: Ssa) {
+        let names = values.iter().map(Ssa::to_string).collect::<Vec<_>>().join(", ");
+        self.effect(&format!(
+            "llvm.inline_asm has_side_effects asm_dialect = att \
+             \"st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [$0], {{$1, $2, $3, $4}}, [$5];\", \
+             \"r,f,f,f,f,r\" {to}, {names}, {barrier} : (i32, f32, f32, f32, f32, i32) -> ()"
+        ));
+    }
+
     // the copy engine
 
     fn cluster_address(&mut self, p: Ssa) -> Ssa {

@@ -31,6 +31,7 @@ impl Lower<'_> {
             self.produce_one(tiles);
         }
         self.w.end();
+        self.await_cluster();
     }
 
     fn producers(&self) -> usize {
@@ -125,6 +126,17 @@ impl Lower<'_> {
         self.w.expect(full, self.form.weight_bytes + scales + self.form.row_bytes());
     }
 
+    /// The first line of a stage.
+    fn line_of(&mut self, step: Ssa) -> Ssa {
+        let line = self.w.times(step, self.form.lines);
+        if self.form.ctas == 1 {
+            return line;
+        }
+        let rank = self.rank();
+        let before = self.w.times(rank, self.form.steps * self.form.lines);
+        self.w.sum(line, before)
+    }
+
     fn load_weights(&mut self, [_, column]: Origin, stage: Ssa, step: Ssa) {
         if self.form.packed.is_some() {
             return self.load_packed(column, stage, step);
@@ -132,7 +144,7 @@ impl Lower<'_> {
         let (full, to) = (self.full(stage), self.weights_at(stage));
         let row = self.w.times(column, self.product.matrices());
         let block = self.w.over(row, M);
-        let line = self.w.times(step, self.form.lines);
+        let line = self.line_of(step);
         let whole = self.form.weights / M;
         let policy = (!self.form.wide).then_some(EVICT_FIRST);
         if whole == 0 {
@@ -187,7 +199,8 @@ impl Lower<'_> {
 
     fn load_rows(&mut self, [row, _]: Origin, stage: Ssa, step: Ssa) {
         let (full, to) = (self.full(stage), self.rows_at(stage));
-        let column = self.w.times(step, self.form.lines * self.product.line);
+        let line = self.line_of(step);
+        let column = self.w.times(line, self.product.line);
         let policy = (!self.form.wide).then_some(EVICT_LAST);
         for l in 0..self.form.lines {
             let column = self.w.plus(column, l * self.product.line);

@@ -57,10 +57,11 @@ impl Lower<'_> {
         }
     }
 
-    /// The program of a CTA that has one tile, and whether the step has rows for it. Columns vary fastest: where a CTA of the
+    /// The program of a CTA that has one tile or a part of one, and whether the step has rows for it. Columns vary fastest: where a CTA of the
     /// first rows finds its weights does not depend on the step.
     pub(super) fn program(&mut self, tiles: Tiles) -> (Vec<Ssa>, Ssa) {
         let cta = self.w.special_register("ctaid.x");
+        let cta = self.w.over(cta, self.form.ctas);
         let (column, row) = (self.w.modulo(cta, tiles.columns), self.w.over(cta, tiles.columns));
         let inside = self.w.compare("ult", row, tiles.rows);
         (place(tiles, column, row), inside)

@@ -101,7 +101,7 @@ impl Lower<'_> {
 
     /// Where this warpgroup's part of the result lies in shared memory.
     fn narrow_base(&mut self, tile: &Tile) -> Ssa {
-        let each = self.form.rows * self.form.out_pitch();
+        let each = self.form.finished_rows() * self.form.out_pitch();
         let bytes = self.w.times(tile.group, each);
         let start = self.w.offset(self.shared, self.form.out_at as i64);
         self.w.advance(start, bytes)
@@ -140,11 +140,12 @@ impl Lower<'_> {
         let thread = self.w.modulo(self.thread, WARPGROUP);
         let feature = self.w.times(tile.group, self.form.features);
         let column = self.w.sum(tile.column, feature);
-        for first in (0..self.form.rows * pieces).step_by(WARPGROUP) {
+        let all = self.form.finished_rows() * pieces;
+        for first in (0..all).step_by(WARPGROUP) {
             let piece = self.w.plus(thread, first);
             let (row, part) = (self.w.over(piece, pieces), self.w.modulo(piece, pieces));
             let here = self.w.sum(tile.row, row);
-            let exists = self.w.is("ult", piece, self.form.rows * pieces);
+            let exists = self.w.is("ult", piece, all);
             let inside = self.w.compare("ult", here, self.rows);
             let part_columns = self.w.times(part, bytes / self.form.out_bytes);
             let column = self.w.sum(column, part_columns);
@@ -195,7 +196,9 @@ impl Lower<'_> {
             return 0;
         }
         let each = BOX_REGISTERS * self.leaves().len().max(1);
-        (AHEAD_REGISTERS / each).clamp(1, self.boxes())
+        // addresses of the stack have some
+        let registers = if self.stack.is_some() { AHEAD_REGISTERS / 2 } else { AHEAD_REGISTERS };
+        (registers / each).clamp(1, self.boxes())
     }
 
     /// The pairs of a box, column group by column group, upper rows first, with what the epilogue loads for them.
@@ -274,7 +277,7 @@ impl Lower<'_> {
         let groups = self.form.box_columns() / 8;
         let mut values = vec![];
         for (i, pair) in pairs.iter().enumerate() {
-            let sums = self.wide_sums((across * groups + i / 2, i % 2), sums[block]);
+            let sums = self.wide_sums((across * groups + i / 2, i % 2), block, sums[block]);
             values.push(self.result(pair, &sums));
         }
         if self.form.out_bytes == 2 {
