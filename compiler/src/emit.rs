@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 ///
 /// `gpu` says for each kernel how a GPU launches it; it is shorter, or empty, where none does.
 pub fn plan(program: &Program, memory: &Memory, limits: &Limits, gpu: Vec<Option<GpuKernel>>) -> plan::Plan {
-    let Program { kernels, buffers, weights, launches, outputs, query_tile, kv_cache: _ } = program;
+    let Program { kernels, buffers, weights, launches, outputs, feeds, query_tile, kv_cache: _ } = program;
     let Limits { max_model_len: _, max_num_batched_tokens, max_num_seqs, max_logits } = *limits;
     let Memory { arena_bytes, places } = memory;
     let [logits, max, logsumexp, block_max, block_sum, draws, ranks] = outputs.map(int);
@@ -35,6 +35,7 @@ pub fn plan(program: &Program, memory: &Memory, limits: &Limits, gpu: Vec<Option
         kernels: kernels.iter().zip(gpu.into_iter().chain(std::iter::repeat(None))).map(kernel).collect(),
         launches: launches.iter().map(|l| launch(l, kernels)).collect(),
         outputs: plan::Outputs { logits, max, logsumexp, block_max, block_sum, draws, ranks },
+        feeds: *feeds,
     }
 }
 

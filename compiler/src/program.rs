@@ -61,6 +61,8 @@ pub struct Program {
     pub launches: Vec<Launch>,
     /// Buffers of logits, max, logsumexp, block_max, block_sum, draws, ranks.
     pub outputs: [usize; 7],
+    /// Whether the first launch takes tokens from the step before: see [`rvllm_kernels::feed()`].
+    pub feeds: bool,
     /// Tokens of a query tile.
     pub query_tile: usize,
     /// Shape of the KV cache: the same in all layers.

@@ -34,7 +34,8 @@ pub fn embed(name: &str, s: &Embed) -> Kernel {
     let mut k = KernelBuilder::new(name);
     let stored = s.values.map_or(s.dtype, |q| q.weight);
     let table = k.tensor("table", TensorType::new([s.vocab, s.hidden], stored), s.table, Access::Weight);
-    let token_ids = k.step_input("token_ids", TensorType::new([Sym::T], DType::I32));
+    // Not as what no launch writes: `feed` may.
+    let token_ids = k.input("token_ids", TensorType::new([Sym::T], DType::I32));
     let scales = s.values.map(|q| (q, scales(&mut k, s, q)));
     let out = k.output("out", TensorType::new([Dim::Sym(Sym::T), Dim::Const(s.hidden)], s.dtype));
     let t = k.grid("t", Sym::T);

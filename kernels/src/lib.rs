@@ -12,6 +12,7 @@
 
 pub mod draw;
 pub mod embed;
+pub mod feed;
 pub mod gemm;
 pub mod kv_cache;
 pub mod logit_stats;
@@ -22,6 +23,7 @@ pub mod rope_kv_write;
 
 pub use draw::{Draw, draw, rank};
 pub use embed::{Embed, embed};
+pub use feed::{Feed, feed};
 pub use gemm::{Gemm, Quantized, gemm};
 pub use kv_cache::{KvCache, KvLayout};
 pub use logit_stats::{LogitStats, logit_stats};
@@ -58,6 +60,8 @@ pub enum Spec {
     Draw(Draw),
     /// `Call::Rank`.
     Rank(Draw),
+    /// Of no call: the first launch of a program that takes tokens from the step before.
+    Feed(Feed),
 }
 
 impl Spec {
@@ -74,6 +78,7 @@ impl Spec {
             Spec::LogitStats(s) => logit_stats(name, s),
             Spec::Draw(s) => draw(name, s),
             Spec::Rank(s) => rank(name, s),
+            Spec::Feed(s) => feed(name, s),
         }
     }
 }

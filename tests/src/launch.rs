@@ -125,7 +125,7 @@ impl Launch {
     pub fn interpreted(&self) -> Vec<Vec<f32>> {
         let (mut args, symbols) = (self.args.clone(), self.symbols);
         interp::run(&self.kernel, &mut args, &|s| symbols.value(s)).unwrap_or_else(|e| panic!("{e}"));
-        self.written().map(|i| args[i].numbers().to_vec()).collect()
+        self.written().map(|i| values(&args[i])).collect()
     }
 
     /// Numbers of the tensors that the kernel writes.
@@ -163,7 +163,7 @@ impl Launch {
         let read = |i: usize| {
             let p = &self.kernel.params[i];
             let bytes: Vec<u8> = prepared.buffers[i].iter().flat_map(|line| line.0).collect();
-            unpack(&bytes, &self.args[i].dims, p.ty.dtype, p.layout).unwrap().numbers().to_vec()
+            values(&unpack(&bytes, &self.args[i].dims, p.ty.dtype, p.layout).unwrap())
         };
         self.written().map(read).collect()
     }
@@ -171,6 +171,14 @@ impl Launch {
     /// [`Launch::compiled`] in one range.
     pub fn whole(&self, code: &Code) -> Vec<Vec<f32>> {
         self.compiled(code, &[(0, self.programs())])
+    }
+}
+
+/// What a tensor holds, integers as numbers.
+fn values(of: &TensorData) -> Vec<f32> {
+    match &of.elements {
+        Elements::F32(x) => x.clone(),
+        Elements::I32(x) => x.iter().map(|i| *i as f32).collect(),
     }
 }
 

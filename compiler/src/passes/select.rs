@@ -18,7 +18,7 @@ use rvllm_ir::{
     graph::{Call, Graph, Input, Op, ValueId, ValueType},
     tile::MemLayout,
 };
-use rvllm_kernels::Spec;
+use rvllm_kernels::{Feed, Spec};
 use rvllm_targets::Target;
 pub(crate) use spec::has_schedule;
 use std::collections::HashMap;
@@ -252,7 +252,22 @@ impl Selection<'_> {
             );
             Diagnostic::new(message, None)
         })?;
+        if self.target.gpu.is_some() {
+            self.feed();
+        }
         Ok(self.program)
+    }
+
+    /// Has the program begin with the tokens that the step before chose: a host that computes elsewhere need not have them to begin
+    /// a step. The launch reads before any other writes, what draws it finds are those of the step before.
+    fn feed(&mut self) {
+        let [logits, .., draws, _] = self.program.outputs;
+        let vocab = self.program.buffers.get(logits).and_then(|b| b.ty.last()).unwrap_or_default();
+        let kernel = self.kernel(Spec::Feed(Feed { vocab, rows: self.limits.max_logits }));
+        let args = vec![Arg::Buffer { id: draws, offset: 0 }, Arg::Input(Input::TokenIds)];
+        let variants = vec![Variant { at_most: None, kernel: Some(kernel) }];
+        self.program.launches.insert(0, Launch { name: "token_ids".to_string(), args, variants });
+        self.program.feeds = true;
     }
 
     fn output(&self, value: ValueId) -> Option<usize> {

@@ -1,12 +1,12 @@
 //! Kernels that work row by row: `embed`, `rms_norm`, `logit_stats`, `draw`, `rank`.
 
-use crate::{Numbers, Run, Symbols, assert_close, tolerance};
+use crate::{Numbers, Run, Symbols, TensorData, assert_close, tolerance};
 use rvllm_ir::{
     DType,
     graph::op::{DRAWS, RANK},
     tile::MemLayout,
 };
-use rvllm_kernels::{Draw, Embed, LogitStats, RmsNorm, draw, embed, logit_stats, rank, rms_norm};
+use rvllm_kernels::{Draw, Embed, Feed, LogitStats, RmsNorm, draw, embed, feed, logit_stats, rank, rms_norm};
 
 #[test]
 fn embed_copies_rows() {
@@ -142,6 +142,15 @@ fn distance(weights: &[f64], i: usize, fraction: f32) -> f64 {
     let start = weights[..i].iter().sum::<f64>() / total;
     let end = start + weights[i] / total;
     (start - f64::from(fraction)).max(f64::from(fraction) - end).max(0.0)
+}
+
+#[test]
+fn tokens_of_the_step_before_take_their_places() {
+    let mut run = Run::new(feed("feed", &Feed { vocab: 100, rows: 3 }), Symbols { t: 6, ..Symbols::default() });
+    let draws: Vec<f32> = (0..3 * DRAWS).map(|i| i as f32 * 5.0).collect();
+    run.set("draws", &draws).set_i32("token_ids", &[7, -1, 0, -3, -2, 99]).go();
+    let first = |row: usize| (row * DRAWS * 5).min(99) as i32;
+    assert_eq!(run.args[1], TensorData::i32(&[6], vec![7, first(0), 0, first(2), first(1), 99]));
 }
 
 #[test]

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 ///
 /// 2.0: a step brings temperatures and random numbers, its outputs are sums and drawn tokens too
 /// ([`crate::plan::Outputs::draws`]), and grids may be bounded ([`crate::plan::Expr::Min`]).
-pub const FORMAT: &str = "2.1";
+///
+/// 2.2: a step may take tokens from the one before it ([`crate::plan::Plan::feeds`]).
+pub const FORMAT: &str = "2.2";
 
 /// [`Target::arch`] of NVIDIA GPUs.
 pub const NVPTX: &str = "nvptx64";

@@ -128,6 +128,10 @@ pub struct Plan {
     pub launches: Vec<Launch>,
     /// What a step yields.
     pub outputs: Outputs,
+    /// Whether a step may leave tokens to the one before it: an entry `-1 - row` of [`Input::TokenIds`] then stands for the first
+    /// of [`Outputs::draws`] of that step's row.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub feeds: bool,
 }
 
 /// A range of the arena, 64-byte aligned.

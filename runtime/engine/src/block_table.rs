@@ -111,10 +111,12 @@ impl BlockTables {
         true
     }
 
-    /// Makes the blocks findable that the sequence's scheduled tokens fill.
+    /// Makes the blocks findable that the sequence's scheduled tokens fill; where the last of them was not known when it was computed,
+    /// that is now.
     pub fn remember(&mut self, sequence: &mut Sequence) {
-        let (from, to) = (sequence.num_computed_tokens / self.block_size, sequence.scheduled_end() / self.block_size);
-        if !self.prefix_caching || from == to {
+        let from = sequence.num_computed_tokens.saturating_sub(1) / self.block_size;
+        let to = sequence.scheduled_end().min(sequence.num_known_tokens()) / self.block_size;
+        if !self.prefix_caching || from >= to {
             return;
         }
         let hashes = sequence.block_hashes(&self.hasher, to, self.block_size)[from..].to_vec();

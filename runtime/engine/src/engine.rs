@@ -7,6 +7,7 @@
 //! - `deadlines` has an entry for each request with a deadline, and no other;
 //! - nothing of a step waits for text: where the caller reads it elsewhere, outputs have tokens alone.
 
+mod ahead;
 mod score;
 
 pub use score::{Scored, Scoring};
@@ -34,9 +35,10 @@ use crate::{
     thinking::Budget,
     tokenizer::Tokenizer,
 };
+use ahead::UnderWay;
 use rustc_hash::FxHashMap;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -69,9 +71,10 @@ pub struct Engine {
     policy: SchedulingPolicy,
     /// Of requests that want text; `None` where the caller makes it.
     transcripts: Option<FxHashMap<RequestId, Transcript>>,
-    step: Step,
-    /// Once the step has begun: when, and what each row of its logits is about.
-    begun: Option<(Instant, Vec<RowUse>)>,
+    /// Memory of a step that was had.
+    spare: Step,
+    /// Steps that have begun, in order.
+    begun: VecDeque<UnderWay>,
     queue: Queue,
     grammars: Arc<GrammarCompiler>,
     mask_workers: MaskWorkers,
@@ -95,6 +98,8 @@ struct RowUse {
     position: usize,
     /// Whether the next token is chosen from it.
     samples: bool,
+    /// Whether the token at `position` is not known yet, so that the answer is longer than is known.
+    fed: bool,
 }
 
 impl Engine {
@@ -118,8 +123,8 @@ impl Engine {
             num_arrived: 0,
             policy: SchedulingPolicy::default(),
             transcripts: Some(FxHashMap::default()),
-            step: Step::default(),
-            begun: None,
+            spare: Step::default(),
+            begun: VecDeque::new(),
             queue,
             grammars,
             mask_workers,
@@ -235,44 +240,31 @@ impl Engine {
     /// # Errors
     /// See [`Engine::step`].
     pub fn compute(&mut self) -> Result<Duration, EngineError> {
-        let (start, uses) = match self.begun.take() {
-            Some(begun) => begun,
-            None => (Instant::now(), self.prepare()?),
-        };
-        if self.step.num_tokens() == 0 {
-            return Ok(start.elapsed());
+        let mut current = self.first()?;
+        if current.step.num_tokens() == 0 {
+            self.spare = current.step;
+            return Ok(current.start.elapsed());
         }
+        self.feed(&mut current)?;
+        let UnderWay { start, step, uses, advanced } = current;
         let leaves_out = self.forward.leaves_out();
-        let logits = self.forward.forward(&self.step)?;
-        let needed = if leaves_out { self.queue.needed(&uses, &self.step, &logits) } else { vec![] };
-        let logits = if needed.is_empty() { logits } else { self.forward.bring(&self.step, &needed)? };
-        self.queue.scheduler.advance();
+        let logits = self.forward.forward(&step)?;
+        let needed = if leaves_out { self.queue.needed(&uses, &step, &logits) } else { vec![] };
+        let logits = if needed.is_empty() { logits } else { self.forward.bring(&step, &needed)? };
+        if !advanced {
+            self.queue.scheduler.advance();
+        }
         for (i, row_use) in uses.iter().enumerate() {
             self.queue.take_row(row_use, &logits.row(i))?;
         }
+        self.begun.iter_mut().for_each(|next| next.start = Instant::now());
+        self.spare = step;
         let masks = &mut self.queue.scratch.masks;
         match self.forward.team() {
             Some(team) => share_out(team, masks),
             None => self.mask_workers.submit(masks),
         }
         Ok(start.elapsed())
-    }
-
-    /// Begins the next step of the requests that there are, where the device computes while this thread goes on: with what
-    /// [`Engine::take_outputs`] does, and with what becomes of it.
-    ///
-    /// # Errors
-    /// The device failed.
-    pub fn run_ahead(&mut self) -> Result<(), EngineError> {
-        if !self.forward.runs_ahead() || self.begun.is_some() {
-            return Ok(());
-        }
-        let (start, uses) = (Instant::now(), self.prepare()?);
-        if self.step.num_tokens() > 0 {
-            self.forward.begin(&self.step)?;
-            self.begun = Some((start, uses));
-        }
-        Ok(())
     }
 
     /// What came since the last call: of requests past their deadline, then of the others in order of service.
@@ -295,19 +287,21 @@ impl Engine {
         Ok(outputs)
     }
 
-    /// Fills the next step; hands back what each row of its logits is about.
-    fn prepare(&mut self) -> Result<Vec<RowUse>, EngineError> {
-        self.queue.abort_overdue(Instant::now());
+    /// Fills the next step.
+    fn prepare(&mut self) -> Result<UnderWay, EngineError> {
+        let start = Instant::now();
+        self.queue.abort_overdue(start);
         for copy in self.queue.scheduler.schedule() {
             self.forward.copy_block(copy.from, copy.to)?;
         }
         self.queue.note_scheduled();
         let limits = *self.forward.limits();
-        self.step.fill(self.queue.scheduler.scheduled(), limits.block_size as usize, limits.query_tile as usize);
+        let mut step = std::mem::take(&mut self.spare);
+        step.fill(self.queue.scheduler.scheduled(), limits.block_size as usize, limits.query_tile as usize);
         let uses = self.queue.row_uses();
-        self.step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
-        self.queue.draw(&uses, &mut self.step);
-        Ok(uses)
+        step.reads.extend(uses.iter().map(|row_use| self.queue.reads(row_use)));
+        self.queue.draw(&uses, &mut step);
+        Ok(UnderWay { start, step, uses, advanced: false })
     }
 
     /// Whether a further step has something to do.
@@ -493,7 +487,11 @@ impl Queue {
     fn row_uses(&self) -> Vec<RowUse> {
         let uses = |s: &Sequence| {
             let (request_id, key, samples, last) = (s.request_id, s.key, s.samples(), s.token_ids.len() - 1);
-            let row = move |position| RowUse { request_id, key, position, samples: samples && position == last };
+            let fed = s.fed_by.is_some();
+            let row = move |position| {
+                let is_last = position == last;
+                RowUse { request_id, key, position, samples: samples && is_last, fed: fed && is_last }
+            };
             s.rows(s.num_scheduled_tokens).map(row)
         };
         self.scheduler.scheduled().flat_map(uses).collect()
@@ -510,7 +508,7 @@ impl Queue {
         let rows = temperature.iter_mut().zip(uniform.as_chunks_mut().0).zip(ranked);
         for (((temperature, uniform), ranked), row_use) in rows.zip(uses) {
             if let Some(request) = self.requests.get(&row_use.request_id).filter(|_| row_use.samples) {
-                request.draw(row_use.key.index, temperature, uniform, ranked);
+                request.draw(row_use.key.index, row_use.fed, temperature, uniform, ranked);
             }
         }
     }
@@ -526,7 +524,7 @@ impl Queue {
     }
 
     fn take_row(&mut self, row_use: &RowUse, row: &Row<'_>) -> Result<(), EngineError> {
-        let RowUse { request_id, key, position, samples } = *row_use;
+        let RowUse { request_id, key, position, samples, fed: _ } = *row_use;
         if !(row.logsumexp.is_finite() && row.max.is_finite()) {
             return Err(EngineError::LogitsNotFinite { request: request_id, position });
         }
@@ -576,7 +574,7 @@ impl Queue {
         if output.finish.is_some() {
             self.scheduler.remove(key);
         } else if let Some(sequence) = self.scheduler.sequence_mut(key) {
-            sequence.token_ids.extend(&output.token_ids);
+            sequence.add_tokens(&output.token_ids);
         }
         let (so_far, finished) = (request.metrics(), request.finished());
         let prompt_logprobs = request.take_prompt_logprobs();

@@ -66,8 +66,8 @@ pub struct Executor<D> {
     limits: Limits,
     /// Addresses of each launch's tensors, in steps of no bucket.
     tensors: Vec<Vec<u64>>,
-    /// Whether a step has begun.
-    begun: bool,
+    /// Steps that have begun and were not had.
+    begun: usize,
 }
 
 impl<D: Device> Executor<D> {
@@ -78,7 +78,7 @@ impl<D: Device> Executor<D> {
     pub fn new(plan: Arc<Plan>, device: D, limits: Limits) -> Result<Executor<D>, DeviceError> {
         plan.launches.iter().try_for_each(|launch| check_launch(&plan, launch))?;
         let tensors = bind(&plan, &device, None)?;
-        let mut executor = Executor { plan, device, limits, tensors, begun: false };
+        let mut executor = Executor { plan, device, limits, tensors, begun: 0 };
         executor.record()?;
         Ok(executor)
     }
@@ -176,18 +176,22 @@ impl<D: Device> Forward for Executor<D> {
         self.device.runs_ahead()
     }
 
+    fn feeds(&self) -> bool {
+        self.plan.feeds && self.device.feeds()
+    }
+
     fn begin(&mut self, step: &Step) -> Result<(), DeviceError> {
         let launches = self.launches(step)?;
         self.device.run(step, launches)?;
-        self.begun = true;
+        self.begun += 1;
         Ok(())
     }
 
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
-        if !self.begun {
+        if self.begun == 0 {
             self.begin(step)?;
         }
-        self.begun = false;
+        self.begun -= 1;
         self.device.wait()?;
         self.logits(step)
     }
@@ -325,6 +329,7 @@ mod tests {
                 ],
             }],
             outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0, ranks: 0 },
+            feeds: false,
         }
     }
 

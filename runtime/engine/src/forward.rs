@@ -114,7 +114,13 @@ pub trait Forward: Send {
         false
     }
 
-    /// Begins the step that the next [`Forward::forward`] is of.
+    /// Whether a step may begin while the one before it runs, and take tokens from it: see [`Step::token_ids`].
+    fn feeds(&self) -> bool {
+        false
+    }
+
+    /// Begins a step. Those that have begun are computed in order, and had with [`Forward::forward`] in order; two at most where
+    /// [`Forward::feeds`], else one.
     ///
     /// # Errors
     /// The device failed.
@@ -122,7 +128,7 @@ pub trait Forward: Send {
         Ok(())
     }
 
-    /// Computes a step, or waits for it where it has begun: writes the KV of its tokens, and returns one row for each of `step.logits_indices`. In each
+    /// Computes a step, or waits for it where one has begun, which is this then: writes the KV of its tokens, and returns one row for each of `step.logits_indices`. In each
     /// layer all KV is written before any is read: a sequence may read what the same step computes for another.
     ///
     /// # Errors
@@ -134,7 +140,7 @@ pub trait Forward: Send {
         false
     }
 
-    /// The rows of the step that was computed last, with all of those of which less was said to be read.
+    /// The rows of the step that was had last, after which none has begun, with all of those of which less was said to be read.
     ///
     /// # Errors
     /// The device failed.

@@ -209,13 +209,24 @@ impl Request {
         self.answers.get(index as usize).is_none_or(|a| a.sampler.needs_all(row))
     }
 
+    /// Whether answer `index` takes the first token drawn from its row, whatever that is.
+    pub(crate) fn takes_first_draw(&self, index: u32) -> bool {
+        self.answers.get(index as usize).is_some_and(|a| a.sampler.takes_first_draw())
+    }
+
+    /// Whether answer `index` may have tokens after its next one.
+    pub(crate) fn goes_on(&self, index: u32) -> bool {
+        let most = self.rules.max_tokens;
+        self.answers.get(index as usize).is_some_and(|a| !a.finished && a.sampler.output().len() + 1 < most)
+    }
+
     /// How tokens of answer `index` are drawn: at which temperature, by which numbers, and how many are ranked. Unchanged where
-    /// none are.
-    pub(crate) fn draw(&self, index: u32, temperature: &mut f32, uniform: &mut Numbers, ranked: &mut i32) {
+    /// none are. Where it is `fed`, its last token is not known yet.
+    pub(crate) fn draw(&self, index: u32, fed: bool, temperature: &mut f32, uniform: &mut Numbers, ranked: &mut i32) {
         if let Some(answer) = self.answers.get(index as usize) {
             *ranked = if answer.sampler.reads() == Reads::Ranks { DRAWS as i32 } else { 0 };
             *temperature = self.rules.sampling.params.drawn_at().unwrap_or(NEXT_TO_NONE);
-            *uniform = answer.sampler.numbers();
+            *uniform = answer.sampler.numbers(usize::from(fed));
         }
     }
 

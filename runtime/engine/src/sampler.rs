@@ -115,7 +115,7 @@ impl Sampler {
 
     /// The next token, of those that `mask` has.
     fn next(&self, mask: Option<&Mask>, row: &Row<'_>, scratch: &mut Scratch) -> u32 {
-        let u = match self.of_unchanged(mask, row, &mut scratch.lines, self.number()) {
+        let u = match self.of_unchanged(mask, row, &mut scratch.lines, self.number(0)) {
             Ok(token) => return token,
             Err(u) => u,
         };
@@ -200,14 +200,19 @@ impl Sampler {
         mask.allows(id) && !ends || mask.is_accepting() && p.stop_token_ids.contains(&id)
     }
 
-    /// The random numbers by which tokens are drawn from the next row.
-    pub fn numbers(&self) -> Numbers {
-        if self.params().is_greedy() { [0.0; _] } else { draw::numbers(self.number()) }
+    /// The random numbers by which tokens are drawn from the row of the choice after `skipped` others.
+    pub fn numbers(&self, skipped: usize) -> Numbers {
+        if self.params().is_greedy() { [0.0; _] } else { draw::numbers(self.number(skipped)) }
     }
 
-    /// The random number of the next choice.
-    fn number(&self) -> f64 {
-        random::uniform(self.rules.seed, u64::from(self.index), self.output.len() as u64)
+    /// The random number of the choice after `skipped` others.
+    fn number(&self, skipped: usize) -> f64 {
+        random::uniform(self.rules.seed, u64::from(self.index), (self.output.len() + skipped) as u64)
+    }
+
+    /// Whether [`Sampler::sample`] takes the first token drawn from the next row, whatever that is.
+    pub fn takes_first_draw(&self) -> bool {
+        self.thinking.is_none() && self.reads() == Reads::Draws
     }
 
     /// The row with bias, penalties and what must not be chosen, the tokens outside of `mask` too; `None` where that is

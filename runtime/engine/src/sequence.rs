@@ -33,6 +33,8 @@ pub struct Sequence {
     pub request_id: RequestId,
     /// Prompt, then answer.
     pub token_ids: Vec<u32>,
+    /// The row of the step under way that chooses its last token, while that is not known: then `token_ids` has a 0 there.
+    pub fed_by: Option<usize>,
     /// How many of them are the prompt.
     pub num_prompt_tokens: usize,
     /// Tokens whose KV is in the cache.
@@ -68,6 +70,7 @@ impl Sequence {
             key,
             request_id,
             token_ids: prompt,
+            fed_by: None,
             num_prompt_tokens,
             num_computed_tokens: 0,
             num_scheduled_tokens: 0,
@@ -83,6 +86,25 @@ impl Sequence {
     /// Tokens whose KV is not in the cache yet.
     pub fn num_uncomputed_tokens(&self) -> usize {
         self.token_ids.len() - self.num_computed_tokens
+    }
+
+    /// How many of its tokens are known.
+    pub fn num_known_tokens(&self) -> usize {
+        self.token_ids.len() - usize::from(self.fed_by.is_some())
+    }
+
+    /// Adds the token that is chosen from a row of the step under way.
+    pub fn expect_token(&mut self, row: usize) {
+        self.fed_by = Some(row);
+        self.token_ids.push(0);
+    }
+
+    /// Adds tokens of its answer, the one that was expected first.
+    pub fn add_tokens(&mut self, tokens: &[u32]) {
+        if self.fed_by.take().is_some() {
+            self.token_ids.pop();
+        }
+        self.token_ids.extend(tokens);
     }
 
     /// One past the last token that the present step computes.

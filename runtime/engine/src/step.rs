@@ -9,7 +9,7 @@ pub const PAD_SLOT: i32 = -1;
 /// The arrays of a step. T tokens, R sequences, L rows of logits, Q query tiles, M columns of the block table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
-    /// `[T]`.
+    /// `[T]`; `-1 - row` stands for the first token drawn from that row of the step before.
     pub token_ids: Vec<i32>,
     /// `[T]`: of the token in its sequence.
     pub positions: Vec<i32>,
@@ -141,7 +141,8 @@ impl Step {
     fn push_tokens(&mut self, sequence: &Sequence, block_size: usize) {
         for position in sequence.num_computed_tokens..sequence.scheduled_end() {
             let block = sequence.block_table[position / block_size] as usize;
-            self.token_ids.push(sequence.token_ids[position] as i32);
+            let fed_by = sequence.fed_by.filter(|_| position >= sequence.num_known_tokens());
+            self.token_ids.push(fed_by.map_or(sequence.token_ids[position] as i32, |row| -1 - row as i32));
             self.positions.push(position as i32);
             self.slot_mapping.push((block * block_size + position % block_size) as i32);
         }
@@ -193,6 +194,18 @@ mod tests {
             max_blocks: 2,
         };
         assert_eq!(step, expected);
+    }
+
+    #[test]
+    fn a_token_that_is_not_known_is_named_by_its_row() {
+        let mut s = sequence(&[1, 2, 3], 3, 1, 3, &[0]);
+        s.expect_token(4);
+        let mut step = Step::default();
+        step.fill([&s].into_iter(), 4, 8);
+        assert_eq!((&step.token_ids, &step.positions), (&vec![2, 3, -5], &vec![1, 2, 3]));
+        s.add_tokens(&[9]);
+        step.fill([&s].into_iter(), 4, 8);
+        assert_eq!(step.token_ids, [2, 3, 9]);
     }
 
     #[test]

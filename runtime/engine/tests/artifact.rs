@@ -83,6 +83,7 @@ fn plan(symbols: [&str; 3]) -> Plan {
             launch("stats", stats, 2, Sym::L),
         ],
         outputs: Outputs { logits: 0, max: 1, logsumexp: 2, block_max: 3, block_sum: 4, draws: 5, ranks: 6 },
+        feeds: false,
     }
 }
 

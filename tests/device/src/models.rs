@@ -4,7 +4,7 @@
 use crate::{Args, Tally};
 use anyhow::{Result, ensure};
 use rvllm_artifact::{Artifact, manifest::NVPTX};
-use rvllm_engine::{DeviceChoice, Engine, EngineOptions, SamplingParams};
+use rvllm_engine::{DeviceChoice, Engine, EngineOptions, SamplingParams, WeightsOption};
 use std::path::Path;
 
 /// Which request is observed.
@@ -21,7 +21,9 @@ pub(crate) fn run(path: &Path, args: &Args, tally: &mut Tally) -> Result<()> {
     let artifact = Artifact::open(path)?;
     ensure!(artifact.manifest().targets.iter().any(|t| t.arch == NVPTX), "no target for a GPU");
     let options = |change: Change<'_>| {
-        let mut options = EngineOptions { device: DeviceChoice::Cuda(args.device), ..EngineOptions::default() };
+        let weights = args.dummy_weights.map_or(WeightsOption::Manifest, WeightsOption::Dummy);
+        let device = DeviceChoice::Cuda(args.device);
+        let mut options = EngineOptions { device, weights, ..EngineOptions::default() };
         change(&mut options);
         options
     };
@@ -45,15 +47,20 @@ pub(crate) fn run(path: &Path, args: &Args, tally: &mut Tally) -> Result<()> {
         let observed = observed.and_then(|mut engine| observe(&mut engine, company, &artifact));
         tally.add(&format!("{} {what}", path.display()), observed.and_then(|bits| same(&bits, &alone)));
     }
-    tally.add(
-        &format!("{} where only drawn tokens are read", path.display()),
-        reads_of_rows(&artifact, options(&|_| {})),
-    );
+    let variants: [(&str, Change<'_>); 3] = [
+        ("", &|_| {}),
+        (", without graphs", &|o| o.enforce_eager = true),
+        (", when blocks are scarce", &|o| o.num_blocks = Some(scarce(&artifact))),
+    ];
+    for (what, change) in variants {
+        let name = format!("{} where only drawn tokens are read{what}", path.display());
+        tally.add(&name, reads_of_rows(&artifact, options(change)));
+    }
     Ok(())
 }
 
-/// Answers are the same tokens where whole rows of logits are brought to the host and where only drawn tokens are, and greedy
-/// ones are the most likely of the rows that were brought.
+/// Answers are the same tokens where whole rows of logits are brought to the host and where only drawn tokens are, which steps
+/// take from those before them; and greedy ones are the most likely of the rows that were brought.
 fn reads_of_rows(artifact: &Artifact, options: EngineOptions) -> Result<()> {
     let mut engine = Engine::load(artifact, options)?;
     for temperature in [0.0, 0.9] {

@@ -42,6 +42,7 @@ pub fn all(target: &Target) -> Vec<Case> {
         rows::quantize_rows(target),
         rows::logit_stats(),
         rows::draw(),
+        rows::feed(),
         rows::rank(),
         rows::rope_kv_write(target),
         math::cases(),

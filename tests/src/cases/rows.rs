@@ -7,7 +7,7 @@ use rvllm_ir::{
     graph::{Quantize, op::DRAWS},
     tile::MemLayout,
 };
-use rvllm_kernels::{Draw, Embed, KvCache, LogitStats, QuantizeRows, Quantized, RmsNorm, RopeKvWrite};
+use rvllm_kernels::{Draw, Embed, Feed, KvCache, LogitStats, QuantizeRows, Quantized, RmsNorm, RopeKvWrite};
 use rvllm_targets::Target;
 
 /// Tables dense and packed.
@@ -179,6 +179,16 @@ pub fn draw() -> Vec<Case> {
         launches.push(Case::new(launch, 1e-6));
     }
     launches
+}
+
+/// Tokens of a step of which some are taken from the step before.
+pub fn feed() -> Vec<Case> {
+    let rows = 5;
+    let kernel = rvllm_kernels::feed("feed", &Feed { vocab: 700, rows });
+    let launch = Launch::new(kernel, Symbols { t: 7, ..Symbols::default() }, 3);
+    let draws = (0..rows * DRAWS).map(|i| (i * 97) as f32).collect();
+    let ids = [3, -1, 699, -5, 0, -2, -3];
+    vec![Case::new(launch.set("draws", draws).set_i32("token_ids", &ids), 0.0)]
 }
 
 /// Tokens of ordinary rows, some of which are ranked.

@@ -50,6 +50,11 @@ fn tokens_are_drawn_by_their_numbers_and_ranked() {
 }
 
 #[test]
+fn tokens_of_the_step_before_take_their_places() {
+    targets().iter().for_each(|target| check(target, &rows::feed()));
+}
+
+#[test]
 fn rope_rotates_and_writes_panels() {
     tried().iter().for_each(|target| check(target, &rows::rope_kv_write(target)));
 }

@@ -379,6 +379,7 @@ pub(super) fn symbol(spec: &Spec) -> String {
         }
         Spec::LogitStats(s) => format!("logit_stats_v{}", s.vocab),
         Spec::Draw(s) => format!("draw_v{}", s.vocab),
+        Spec::Feed(s) => format!("feed_v{}_l{}", s.vocab, s.rows),
         Spec::Rank(s) => format!("rank_v{}", s.vocab),
     }
 }

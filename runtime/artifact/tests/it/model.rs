@@ -97,6 +97,7 @@ pub(crate) fn plan() -> Plan {
             ),
         ],
         outputs: Outputs { logits: 1, max: 2, logsumexp: 3, block_max: 4, block_sum: 5, draws: 6, ranks: 7 },
+        feeds: false,
     }
 }
 

@@ -115,7 +115,12 @@ pub trait Device: Send {
         false
     }
 
-    /// Waits for what [`Device::run`] left running.
+    /// Whether a step may run before the one before it was waited for, and take tokens from it: see [`Step::token_ids`].
+    fn feeds(&self) -> bool {
+        false
+    }
+
+    /// Waits for the first of the steps, two at most, that [`Device::run`] left running.
     ///
     /// # Errors
     /// The device failed.
@@ -128,7 +133,7 @@ pub trait Device: Send {
         false
     }
 
-    /// Brings all of some rows of logits that the last step computed, where [`Device::read`] would not give them.
+    /// Brings all of some rows of logits that the last step computed, which was waited for, where [`Device::read`] would not give them.
     ///
     /// # Errors
     /// The device failed.
@@ -136,7 +141,7 @@ pub trait Device: Send {
         Ok(())
     }
 
-    /// The first `len` elements of one of the plan's outputs, as the last step left them: those that the step says are
+    /// The first `len` elements of one of the plan's outputs, as the step that was waited for last left them: those that the step says are
     /// read.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use crate::{
     error::EngineError,
     forward::Logits,
     sequence::{Sequence, SequenceKey},
+    step::Step,
 };
 
 /// A text being scored: see [`Engine::score`].
@@ -16,6 +17,7 @@ pub struct Scoring<'e> {
     key: SequenceKey,
     num_tokens: usize,
     scored: usize,
+    step: Step,
 }
 
 /// The logits of neighbouring positions.
@@ -39,10 +41,11 @@ impl Engine {
             return Err(EngineError::Busy);
         }
         check_text(token_ids, self.forward.limits())?;
+        self.finish_begun()?;
         let key = SequenceKey { priority: 0, arrival: self.num_arrived, index: 0 };
         self.num_arrived += 1;
         self.queue.scheduler.add(Sequence::new(key, 0, token_ids.to_vec(), true));
-        Ok(Scoring { engine: self, key, num_tokens: token_ids.len(), scored: 0 })
+        Ok(Scoring { engine: self, key, num_tokens: token_ids.len(), scored: 0, step: Step::default() })
     }
 }
 
@@ -55,7 +58,7 @@ impl Scoring<'_> {
         if self.scored == self.num_tokens {
             return Ok(None);
         }
-        let Engine { forward, queue, step, .. } = &mut *self.engine;
+        let (Engine { forward, queue, .. }, step) = (&mut *self.engine, &mut self.step);
         for copy in queue.scheduler.schedule() {
             forward.copy_block(copy.from, copy.to)?;
         }

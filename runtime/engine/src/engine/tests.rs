@@ -12,10 +12,14 @@ use crate::{
     tokenizer::fakes::byte_level,
 };
 use proptest::prelude::*;
-use rvllm_artifact::plan::RANK;
-use std::collections::BTreeMap;
+use rvllm_artifact::plan::{DRAWS, RANK};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 mod beam;
+mod feed;
 mod policy;
 mod prefix_caching;
 mod score;
@@ -30,23 +34,39 @@ const EOS: u32 = 257;
 struct FakeForward {
     limits: Limits,
     cache: Vec<Option<u32>>,
+    had: Computed,
+    broken: bool,
+    /// Steps that have begun, with what they yield.
+    begun: VecDeque<(Step, Computed)>,
+    /// Those of the step that began last.
+    draws: Vec<f32>,
+    /// Tokens that steps took from those before them.
+    num_fed: Arc<AtomicUsize>,
+}
+
+/// What a step yields.
+#[derive(Default)]
+struct Computed {
     logits: Vec<f32>,
     blocks: Blocks,
     max: Vec<f32>,
     logsumexp: Vec<f32>,
     draws: Vec<f32>,
     ranks: Vec<f32>,
-    broken: bool,
-    /// The step that has begun.
-    begun: Option<Step>,
 }
 
 impl FakeForward {
     fn new(limits: Limits) -> FakeForward {
         let cache = vec![None; (limits.num_blocks * limits.block_size) as usize];
-        let (logits, blocks, max, logsumexp) = (vec![], Blocks::default(), vec![], vec![]);
-        let (draws, ranks) = (vec![], vec![]);
-        FakeForward { limits, cache, logits, blocks, max, logsumexp, draws, ranks, broken: false, begun: None }
+        FakeForward {
+            limits,
+            cache,
+            had: Computed::default(),
+            broken: false,
+            begun: VecDeque::new(),
+            draws: vec![],
+            num_fed: Arc::default(),
+        }
     }
 
     fn check_bounds(&self, step: &Step) {
@@ -58,8 +78,18 @@ impl FakeForward {
 
     fn write(&mut self, step: &Step) {
         for (slot, token) in step.slot_mapping.iter().zip(&step.token_ids) {
-            self.cache[*slot as usize] = Some(*token as u32);
+            self.cache[*slot as usize] = Some(self.token(*token));
         }
+    }
+
+    /// A token of a step, which may be one that the step before chose.
+    fn token(&self, id: i32) -> u32 {
+        if id >= 0 {
+            return id as u32;
+        }
+        assert!(self.feeds());
+        self.num_fed.fetch_add(1, Ordering::Relaxed);
+        self.draws[(-1 - id) as usize * DRAWS] as u32
     }
 
     /// Tokens up to and including the step's token `index`.
@@ -74,22 +104,35 @@ impl FakeForward {
 
 impl FakeForward {
     /// Of a row that is not to be read, logits are no numbers.
-    fn push_row(&mut self, step: &Step, i: usize, brought: bool) {
+    fn push_row(&self, step: &Step, i: usize, brought: bool, to: &mut Computed) {
         let (temperature, numbers) = (step.temperature[i], &step.uniform.as_chunks().0[i]);
         let logits = logits_after(&self.history(step, step.logits_indices[i] as usize));
-        self.blocks.push(&logits, Some(temperature));
+        to.blocks.push(&logits, Some(temperature));
         let mut blocks = Blocks::default();
         let row = Row::of_changed(&logits, Some(temperature), &mut blocks);
         let draws = draw::draw(&row, temperature, numbers);
-        self.draws.extend(draws);
+        to.draws.extend(draws);
         let is_ranked = |of: usize| of / RANK < step.ranked[i] as usize;
         let ranks = draw::rank(&row, temperature, &draws).into_iter().enumerate();
-        self.ranks.extend(ranks.map(|(of, number)| if is_ranked(of) { number } else { 0.0 }));
-        self.max.push(row.max);
+        to.ranks.extend(ranks.map(|(of, number)| if is_ranked(of) { number } else { 0.0 }));
+        to.max.push(row.max);
         let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
-        self.logsumexp.push(if self.broken { f32::NAN } else { sum.ln() as f32 });
+        to.logsumexp.push(if self.broken { f32::NAN } else { sum.ln() as f32 });
         let whole = brought || step.reads.get(i).is_none_or(|reads| *reads == Reads::All);
-        self.logits.extend(logits.iter().map(|l| if whole { *l } else { f32::NAN }));
+        to.logits.extend(logits.iter().map(|l| if whole { *l } else { f32::NAN }));
+    }
+
+    fn compute(&self, step: &Step, brought: &[usize]) -> Computed {
+        let mut computed = Computed::default();
+        (0..step.logits_indices.len()).for_each(|row| self.push_row(step, row, brought.contains(&row), &mut computed));
+        computed
+    }
+
+    /// What was had.
+    fn logits(&self) -> Logits<'_> {
+        let Computed { logits, max, logsumexp, blocks, draws, ranks } = &self.had;
+        let Blocks { max: block_max, sum: block_sum } = blocks;
+        Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max, block_sum, draws, ranks }
     }
 }
 
@@ -109,18 +152,30 @@ impl Forward for FakeForward {
         self.limits.num_blocks % 2 == 1
     }
 
+    /// Of half of those.
+    fn feeds(&self) -> bool {
+        self.limits.num_blocks % 4 == 1
+    }
+
+    /// Computes at once what a device computes in order.
     fn begin(&mut self, step: &Step) -> Result<(), DeviceError> {
-        assert_eq!(self.begun, None);
-        self.bring(step, &[])?;
-        self.begun = Some(step.clone());
+        assert!(self.begun.len() <= usize::from(self.feeds()));
+        self.check_bounds(step);
+        self.write(step);
+        let computed = self.compute(step, &[]);
+        self.draws = computed.draws.clone();
+        self.begun.push_back((step.clone(), computed));
         Ok(())
     }
 
     fn forward(&mut self, step: &Step) -> Result<Logits<'_>, DeviceError> {
-        if let Some(begun) = self.begun.take() {
-            assert_eq!(begun, *step);
+        if self.begun.is_empty() {
+            self.begin(step)?;
         }
-        self.bring(step, &[])
+        let (begun, computed) = self.begun.pop_front().unwrap();
+        assert_eq!(begun, *step);
+        self.had = computed;
+        Ok(self.logits())
     }
 
     fn leaves_out(&self) -> bool {
@@ -128,15 +183,9 @@ impl Forward for FakeForward {
     }
 
     fn bring(&mut self, step: &Step, rows: &[usize]) -> Result<Logits<'_>, DeviceError> {
-        self.check_bounds(step);
-        self.write(step);
-        let FakeForward { logits, max, logsumexp, draws, ranks, .. } = self;
-        [logits, max, logsumexp, draws, ranks].into_iter().for_each(Vec::clear);
-        self.blocks.clear();
-        (0..step.logits_indices.len()).for_each(|row| self.push_row(step, row, rows.contains(&row)));
-        let FakeForward { logits, max, logsumexp, blocks, draws, ranks, .. } = self;
-        let Blocks { max: block_max, sum: block_sum } = blocks;
-        Ok(Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max, block_sum, draws, ranks })
+        assert!(self.begun.is_empty(), "the rows are those of the next step");
+        self.had = self.compute(step, rows);
+        Ok(self.logits())
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {

@@ -1,12 +1,12 @@
 //! A GPU with a plan's kernels, weights, arena and KV cache: what the executor drives.
 //!
 //! A step is one copy of its inputs, the replay of a graph (or, for steps beyond the largest bucket, launches one by one),
-//! and copies of what is read of its outputs. The host waits at the end; where most likely tokens are asked for once
-//! before, for the statistics that tell in which runs of logits they are, so that no other logits are moved.
+//! and copies of what is read of its outputs. The host waits for the last of these. Meanwhile another step may be given to the
+//! stream: steps bring their inputs from, and their outputs to, two places on the host in turn.
 //!
 //! Invariants:
 //! - addresses that [`Device::address`] gives stay valid while the device lives;
-//! - all work goes through one stream, in order; the host touches pinned memory only while the stream is idle;
+//! - all work goes through one stream, in order; the host touches the pinned memory of a step only when it was waited for;
 //! - memory that kernels read before they write it was zeroed: no NaN of another program is ever multiplied by zero.
 
 use super::{
@@ -83,9 +83,27 @@ pub struct CudaDevice {
     cache: DeviceMemory,
     cache_layout: CacheLayout,
     inputs: DeviceMemory,
+    /// Of steps in turn.
+    places: [HostPlace; 2],
+    /// Steps that were given to the stream, and those of them that were waited for.
+    given: usize,
+    had: usize,
+    host_time: Duration,
+}
+
+/// What the host keeps of a step.
+struct HostPlace {
     staged: Pinned,
     outputs: HostOutputs,
-    host_time: Duration,
+    /// When all is there.
+    done: Event,
+}
+
+impl HostPlace {
+    fn new(gpu: &Gpu, plan: &Plan, limits: &Limits, input_bytes: u64) -> Result<HostPlace, DeviceError> {
+        let (staged, done) = (Pinned::new(gpu, input_bytes as usize)?, Event::new(gpu)?);
+        Ok(HostPlace { staged, outputs: HostOutputs::new(gpu, plan, limits)?, done })
+    }
 }
 
 impl CudaDevice {
@@ -115,6 +133,7 @@ impl CudaDevice {
             let memory = DeviceMemory::new(&gpu, bytes, what)?;
             stream.fill(&memory, 0, bytes, 0).map(|()| memory)
         };
+        let place = || HostPlace::new(&gpu, &plan, &limits, input_bytes);
         Ok(CudaDevice {
             graphs: vec![],
             buckets,
@@ -125,8 +144,9 @@ impl CudaDevice {
             cache: zeroed(cache_bytes, "the KV cache")?,
             cache_layout,
             inputs: zeroed(input_bytes, "the step's inputs")?,
-            staged: Pinned::new(&gpu, input_bytes as usize)?,
-            outputs: HostOutputs::new(&gpu, &plan, &limits)?,
+            places: [place()?, place()?],
+            given: 0,
+            had: 0,
             host_time: Duration::ZERO,
             plan,
             limits,
@@ -190,6 +210,11 @@ impl CudaDevice {
         Ok(median(&mut times[1..]))
     }
 
+    /// The place of the step that was waited for last.
+    fn last_had(&self) -> usize {
+        self.had.saturating_sub(1) % self.places.len()
+    }
+
     fn layout(&self, bucket: Option<usize>) -> &InputLayout {
         let last = self.layouts.len() - 1;
         &self.layouts[bucket.unwrap_or(last).min(last)]
@@ -222,7 +247,8 @@ impl CudaDevice {
     fn bring_inputs(&mut self, step: &Step, bucket: Option<usize>) -> Result<(), DeviceError> {
         let symbols = Symbols::of(step, self.limits.num_blocks);
         let layout = self.layout(bucket).clone();
-        let bytes = self.staged.bytes_mut();
+        let place = self.given % self.places.len();
+        let bytes = self.places[place].staged.bytes_mut();
         write(bytes, 0, &symbols.0.map(|n| n as i32));
         let mut end = SYMBOLS as usize;
         for input in INPUTS {
@@ -235,7 +261,7 @@ impl CudaDevice {
             write(bytes, end, &[padding(input); PADDING]);
             end += 4 * PADDING;
         }
-        Ok(self.stream.upload(&self.staged, 0..end, &self.inputs, 0)?)
+        Ok(self.stream.upload(&self.places[place].staged, 0..end, &self.inputs, 0)?)
     }
 }
 
@@ -279,6 +305,9 @@ impl Device for CudaDevice {
 
     fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError> {
         let start = Instant::now();
+        if self.given - self.had >= self.places.len() {
+            return Err(DeviceError::Plan("two steps run that nobody waited for".to_string()));
+        }
         let bucket = match &launches {
             Launches::Recorded(bucket) => Some(*bucket),
             Launches::List(_) => None,
@@ -296,15 +325,28 @@ impl Device for CudaDevice {
             }
         }
         self.host_time = start.elapsed();
-        Ok(self.outputs.fetch(&self.stream, &self.arena, step)?)
+        let place = self.given % self.places.len();
+        let HostPlace { outputs, done, .. } = &mut self.places[place];
+        outputs.fetch(&self.stream, &self.arena, step)?;
+        self.stream.mark(done)?;
+        self.given += 1;
+        Ok(())
     }
 
     fn runs_ahead(&self) -> bool {
         true
     }
 
+    fn feeds(&self) -> bool {
+        true
+    }
+
     fn wait(&mut self) -> Result<(), DeviceError> {
-        Ok(self.stream.synchronize()?)
+        if self.had < self.given {
+            self.places[self.had % self.places.len()].done.synchronize()?;
+            self.had += 1;
+        }
+        Ok(())
     }
 
     fn leaves_out(&self) -> bool {
@@ -312,13 +354,14 @@ impl Device for CudaDevice {
     }
 
     fn bring(&mut self, rows: &[usize]) -> Result<(), DeviceError> {
-        rows.iter().try_for_each(|row| self.outputs.fetch_all(&self.stream, &self.arena, *row..row + 1))?;
+        let outputs = &mut self.places[self.last_had()].outputs;
+        rows.iter().try_for_each(|row| outputs.fetch_all(&self.stream, &self.arena, *row..row + 1))?;
         Ok(self.stream.synchronize()?)
     }
 
     fn read(&self, buffer: u32, len: usize) -> Result<&[f32], DeviceError> {
         let wrong = || DeviceError::Plan(format!("output {buffer} has no {len} f32 elements"));
-        self.outputs.read(buffer, len).ok_or_else(wrong)
+        self.places[self.last_had()].outputs.read(buffer, len).ok_or_else(wrong)
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {
@@ -430,6 +473,7 @@ mod tests {
             kernels: vec![],
             launches: vec![plan::Launch { name: "x".into(), args: vec![], variants }],
             outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0, ranks: 0 },
+            feeds: false,
         }
     }
 

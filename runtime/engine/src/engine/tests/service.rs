@@ -134,7 +134,7 @@ fn who_ends_while_the_next_step_runs_gets_nothing_more() {
     let params = SamplingParams { n: 2, max_tokens: Some(6), ignore_eos: true, ..SamplingParams::default() };
     (0..2).for_each(|id| engine.add_request(id, vec![1, 2, 3], params.clone()).unwrap());
     engine.step().unwrap();
-    assert!(engine.begun.is_some());
+    assert!(!engine.begun.is_empty());
     engine.stop(0, 1, Finish { reason: FinishReason::Stop, stop_reason: None }).unwrap();
     engine.abort(1).unwrap();
     let mut answers = Answers::default();
