@@ -76,13 +76,15 @@ struct Compile {
     /// Longest sequence, prompt and answer together [default: the model's max_position_embeddings].
     #[arg(long, value_name = "N")]
     max_model_len: Option<usize>,
-    /// Most tokens of a step; the arena grows with it [default: max-model-len, but 512 to 2048].
+    /// Most tokens of a step; the arena grows with it [default: max-model-len, but 512 to 2048;
+    /// on GPUs 8192].
     #[arg(long, value_name = "N")]
     max_num_batched_tokens: Option<usize>,
-    /// Most sequences of a step.
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    max_num_seqs: usize,
-    /// Most rows of logits of a step [default: max-num-seqs, at least 256, but fewer for large vocabularies].
+    /// Most sequences of a step [default: 256, on GPUs 512].
+    #[arg(long, value_name = "N")]
+    max_num_seqs: Option<usize>,
+    /// Most rows of logits of a step [default: max-num-seqs, at least 256, but on CPUs fewer for large
+    /// vocabularies].
     #[arg(long, value_name = "N")]
     max_logits: Option<usize>,
     /// Where the weights go: into the artifact; left in the checkpoint, whose absolute path the artifact keeps; or

@@ -65,7 +65,7 @@ pub(crate) fn compile_model(
     start: Instant,
 ) -> Result<Report> {
     contradictions(options)?;
-    let limits = limits(options, model.architecture.facts())?;
+    let limits = limits(options, model.architecture.facts(), targets)?;
     progress.phase(Phase::Graph, 1);
     let compilation = Compilation::new(options, model, targets, limits, progress)?;
     let lowered = targets.iter().map(|t| compilation.lower(t)).collect::<Result<Vec<_>>>()?;

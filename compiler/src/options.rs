@@ -22,11 +22,12 @@ pub struct Options {
     pub as_stored: bool,
     /// Longest sequence; the model's `max_position_embeddings` where absent.
     pub max_model_len: Option<usize>,
-    /// Most tokens of a step; `max_model_len`, but at least 512 and at most 2048, where absent.
+    /// Most tokens of a step; where absent what the target's facts say of a GPU, and on CPUs `max_model_len`, but at least 512 and
+    /// at most 2048.
     pub max_num_batched_tokens: Option<usize>,
-    /// Most sequences of a step.
-    pub max_num_seqs: usize,
-    /// Most rows of logits of a step; `max_num_seqs`, but at least 256, or fewer where the vocabulary is large, where
+    /// Most sequences of a step; where absent what the target's facts say of a GPU, and 256 on CPUs.
+    pub max_num_seqs: Option<usize>,
+    /// Most rows of logits of a step; `max_num_seqs`, but at least 256, or on CPUs fewer where the vocabulary is large, where
     /// absent.
     pub max_logits: Option<usize>,
     /// Where weights go.
@@ -54,7 +55,7 @@ impl Options {
             as_stored: true,
             max_model_len: None,
             max_num_batched_tokens: None,
-            max_num_seqs: 256,
+            max_num_seqs: None,
             max_logits: None,
             weights: WeightsMode::Embed,
             dummy_weights: None,

@@ -87,6 +87,24 @@ fn an_artifact_holds_every_target_and_each_weight_once() -> Result<()> {
 }
 
 #[test]
+fn a_gpu_has_larger_steps_where_nobody_says_how_large() -> Result<()> {
+    let dir = TempDir::new()?;
+    let output = dir.path().join("a.rvllm");
+    let limits = |targets: &[&str], max_num_seqs| -> Result<[u32; 3]> {
+        let targets: Vec<String> = targets.iter().map(|t| t.to_string()).collect();
+        let options = Options { targets: targets.clone(), max_num_seqs, ..options(&golden(GOLDEN), &output) };
+        compile(&options, &Silent)?;
+        let artifact = Artifact::open(&output)?;
+        let plan = artifact.plan(artifact.target_named(&targets[0])?)?;
+        Ok([plan.max_num_seqs, plan.max_logits, plan.max_num_batched_tokens])
+    };
+    assert_eq!(limits(&["sm_90a"], None)?, [512, 512, 8192]);
+    assert_eq!(limits(&["sm_90a"], Some(8))?, [8, 256, 8192]);
+    assert_eq!(limits(&["sm_90a", "x86-64-v3"], None)?, [256, 256, 512]);
+    Ok(())
+}
+
+#[test]
 fn weights_stay_where_they_are_told_to() -> Result<()> {
     let dir = TempDir::new()?;
     let output = dir.path().join("a.rvllm");
@@ -139,7 +157,9 @@ fn bad_options_name_what_is_possible() -> Result<()> {
     let message = |options: Options| refused(&options).to_string();
     let long = message(Options { max_model_len: Some(129), ..good.clone() });
     assert_eq!(long, "--max-model-len 129 is longer than the model's 128 positions");
-    assert!(message(Options { max_num_seqs: 0, ..good.clone() }).starts_with("--max-num-seqs is 0, expected 1 to"));
+    assert!(
+        message(Options { max_num_seqs: Some(0), ..good.clone() }).starts_with("--max-num-seqs is 0, expected 1 to")
+    );
     assert!(message(Options { targets: vec!["z80".into()], ..good.clone() }).contains("one of sapphirerapids"));
     assert!(
         message(Options { model: "no/such/model".into(), ..good.clone() }).contains("no directory `no/such/model`")

@@ -92,6 +92,10 @@ fn one() -> usize {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gpu {
+    /// Sequences of a step where nobody says how many.
+    pub max_num_seqs: usize,
+    /// Tokens of a step, likewise.
+    pub max_num_batched_tokens: usize,
     /// Shared memory that one CTA can have, in bytes.
     pub shared_bytes: u32,
     /// Registers (32 bits) that one thread can have.
