@@ -6,7 +6,7 @@ use crate::{
     program::Limits,
 };
 use rvllm_models::Facts;
-use rvllm_targets::{Gpu, Target};
+use rvllm_targets::Target;
 
 /// Bytes that the default number of rows of logits may take on a CPU: 256 rows of a vocabulary of 64 Ki.
 const LOGITS_BYTES: usize = 64 << 20;
@@ -31,8 +31,8 @@ pub(crate) fn limits(options: &Options, facts: &Facts, targets: &[Target]) -> Re
             "--max-model-len {max_model_len} is longer than the model's {longest} positions"
         )));
     }
-    let gpus: Option<Vec<&Gpu>> = targets.iter().map(|t| t.gpu.as_ref()).collect();
-    let gpu = gpus.and_then(|gpus| gpus.into_iter().min_by_key(|gpu| gpu.max_num_seqs));
+    // targets of one artifact are all GPUs or all CPUs: others lay the KV cache out differently
+    let gpu = targets.iter().filter_map(|t| t.gpu.as_ref()).min_by_key(|gpu| gpu.max_num_seqs);
     let some = max_model_len.clamp(*TOKENS.start(), *TOKENS.end());
     let tokens = options.max_num_batched_tokens.unwrap_or_else(|| gpu.map_or(some, |gpu| gpu.max_num_batched_tokens));
     let seqs = options.max_num_seqs.unwrap_or_else(|| gpu.map_or(SEQS, |gpu| gpu.max_num_seqs));
