@@ -35,7 +35,7 @@ pub fn page(results: &Results) -> String {
         histogram("Time between tokens", &results.times("itl")),
         distribution("End-to-end latency: share of requests within", &results.times("e2el"), "lb"),
         over_time("Tokens per second", &results.tokens_per_second(), "la"),
-        over_time("Requests under way", &results.concurrency(), "lb"),
+        over_time("Requests under way, mean of each second", &results.concurrency(), "lb"),
         timeline(results),
     ];
     format!(
@@ -115,9 +115,16 @@ fn short(x: f64) -> String {
     }
 }
 
-/// A bound that is never 0, so that there is something to divide by.
+/// Where an axis ends that shows up to `most`: its quarters are 1, 2, 2.5 or 5 times a power of ten. Never 0, so that there is
+/// something to divide by.
 fn bound(most: f64) -> f64 {
-    if most > 0.0 { most } else { 1.0 }
+    if most <= 0.0 {
+        return 1.0;
+    }
+    let quarter = most / 4.0;
+    let unit = 10f64.powf(quarter.log10().floor());
+    let step = [1.0, 2.0, 2.5, 5.0].into_iter().find(|n| n * unit >= quarter * (1.0 - 1e-9)).unwrap_or(10.0);
+    4.0 * step * unit
 }
 
 /// The share of a sample below each value.
@@ -186,4 +193,17 @@ fn timeline(results: &Results) -> String {
     };
     let marks: String = rows.iter().enumerate().map(row).collect();
     axes.figure("Requests: waiting for the first token, then generating", &marks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bound;
+
+    #[test]
+    fn axes_end_where_their_quarters_are_short_numbers() {
+        let near = |most: f64, end: f64| assert!((bound(most) - end).abs() < 1e-9 * end, "{most}: {}", bound(most));
+        [(0.0, 1.0), (1.0, 1.0), (32.0, 40.0), (60.0, 80.0), (742.0, 800.0), (0.03, 0.04), (40.0, 40.0)]
+            .into_iter()
+            .for_each(|(most, end)| near(most, end));
+    }
 }

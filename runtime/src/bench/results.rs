@@ -154,12 +154,16 @@ impl Results {
         seconds
     }
 
-    /// Requests that were under way in each second.
+    /// Requests that were under way in each second, on average.
     pub fn concurrency(&self) -> Series {
         let mut seconds = vec![0.0; self.duration.ceil() as usize + 1];
         for o in self.good() {
-            let last = ((o.start + o.latency) as usize).min(seconds.len() - 1);
-            seconds[(o.start as usize).min(last)..=last].iter_mut().for_each(|n| *n += 1.0);
+            let end = o.start + o.latency;
+            let last = (end as usize).min(seconds.len() - 1);
+            for second in (o.start as usize).min(last)..=last {
+                let from = second as f64;
+                seconds[second] += (end.min(from + 1.0) - o.start.max(from)).max(0.0);
+            }
         }
         seconds
     }
@@ -365,6 +369,14 @@ mod tests {
         near("max_concurrent_requests", 1.0);
         near("max_output_tokens_per_s", 3.0);
         assert_eq!((&json["gpu"], &json["request_goodput"]), (&json!("none"), &Value::Null));
+    }
+
+    #[test]
+    fn requests_count_for_the_part_of_a_second_that_they_are_under_way() {
+        let series = results(&[]).concurrency();
+        let expected = [0.5, 0.5, 0.2, 0.0];
+        let near = |(got, want): (&f64, &f64)| (got - want).abs() < 1e-9;
+        assert!(series.len() == 4 && series.iter().zip(&expected).all(near), "{series:?}");
     }
 
     #[test]

@@ -85,25 +85,20 @@ pub struct CudaDevice {
     inputs: DeviceMemory,
     /// Of steps in turn.
     places: [HostPlace; 2],
+    outputs: HostOutputs,
     /// Steps that were given to the stream, and those of them that were waited for.
     given: usize,
     had: usize,
+    /// Whether of the step that was given last nothing but what was drawn is read.
+    reads_draws: bool,
     host_time: Duration,
 }
 
 /// What the host keeps of a step.
 struct HostPlace {
     staged: Pinned,
-    outputs: HostOutputs,
-    /// When all is there.
+    /// When its outputs are there.
     done: Event,
-}
-
-impl HostPlace {
-    fn new(gpu: &Gpu, plan: &Plan, limits: &Limits, input_bytes: u64) -> Result<HostPlace, DeviceError> {
-        let (staged, done) = (Pinned::new(gpu, input_bytes as usize)?, Event::new(gpu)?);
-        Ok(HostPlace { staged, outputs: HostOutputs::new(gpu, plan, limits)?, done })
-    }
 }
 
 impl CudaDevice {
@@ -133,7 +128,9 @@ impl CudaDevice {
             let memory = DeviceMemory::new(&gpu, bytes, what)?;
             stream.fill(&memory, 0, bytes, 0).map(|()| memory)
         };
-        let place = || HostPlace::new(&gpu, &plan, &limits, input_bytes);
+        let place = || -> Result<HostPlace, CudaError> {
+            Ok(HostPlace { staged: Pinned::new(&gpu, input_bytes as usize)?, done: Event::new(&gpu)? })
+        };
         Ok(CudaDevice {
             graphs: vec![],
             buckets,
@@ -145,8 +142,10 @@ impl CudaDevice {
             cache_layout,
             inputs: zeroed(input_bytes, "the step's inputs")?,
             places: [place()?, place()?],
+            outputs: HostOutputs::new(&gpu, &plan, &limits)?,
             given: 0,
             had: 0,
+            reads_draws: true,
             host_time: Duration::ZERO,
             plan,
             limits,
@@ -305,8 +304,9 @@ impl Device for CudaDevice {
 
     fn run(&mut self, step: &Step, launches: Launches) -> Result<(), DeviceError> {
         let start = Instant::now();
-        if self.given - self.had >= self.places.len() {
-            return Err(DeviceError::Plan("two steps run that nobody waited for".to_string()));
+        let running = self.given - self.had;
+        if running >= self.places.len() || (running > 0 && !self.reads_draws) {
+            return Err(DeviceError::Plan(format!("{running} steps run whose outputs were not waited for")));
         }
         let bucket = match &launches {
             Launches::Recorded(bucket) => Some(*bucket),
@@ -326,10 +326,10 @@ impl Device for CudaDevice {
         }
         self.host_time = start.elapsed();
         let place = self.given % self.places.len();
-        let HostPlace { outputs, done, .. } = &mut self.places[place];
-        outputs.fetch(&self.stream, &self.arena, step)?;
-        self.stream.mark(done)?;
+        self.outputs.fetch(place, &self.stream, &self.arena, step)?;
+        self.stream.mark(&mut self.places[place].done)?;
         self.given += 1;
+        self.reads_draws = step.reads.iter().all(|reads| *reads == Reads::Draws);
         Ok(())
     }
 
@@ -354,14 +354,13 @@ impl Device for CudaDevice {
     }
 
     fn bring(&mut self, rows: &[usize]) -> Result<(), DeviceError> {
-        let outputs = &mut self.places[self.last_had()].outputs;
-        rows.iter().try_for_each(|row| outputs.fetch_all(&self.stream, &self.arena, *row..row + 1))?;
+        rows.iter().try_for_each(|row| self.outputs.fetch_all(&self.stream, &self.arena, *row..row + 1))?;
         Ok(self.stream.synchronize()?)
     }
 
     fn read(&self, buffer: u32, len: usize) -> Result<&[f32], DeviceError> {
         let wrong = || DeviceError::Plan(format!("output {buffer} has no {len} f32 elements"));
-        self.places[self.last_had()].outputs.read(buffer, len).ok_or_else(wrong)
+        self.outputs.read(self.last_had(), buffer, len).ok_or_else(wrong)
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), DeviceError> {
@@ -387,10 +386,13 @@ fn runs(rows: usize, holds: impl Fn(usize) -> bool) -> impl Iterator<Item = Rang
     })
 }
 
-/// The plan's outputs on the host.
+/// The plan's outputs on the host: of what is drawn, which is read of every row, those of two steps. Of the others one is enough: a
+/// step that another one follows while it runs has nothing else read.
 struct HostOutputs {
     memory: Pinned,
-    parts: [OutputPart; 7],
+    /// By the place of the step.
+    drawn: [[OutputPart; 3]; 2],
+    others: [OutputPart; 4],
 }
 
 impl HostOutputs {
@@ -401,23 +403,25 @@ impl HostOutputs {
         let [max, logsumexp] = [outputs.max, outputs.logsumexp].map(|id| (id, 1));
         let [block_max, block_sum] = [outputs.block_max, outputs.block_sum].map(|id| (id, blocks));
         let [draws, ranks] = [(outputs.draws, DRAWS), (outputs.ranks, RANK * DRAWS)];
-        let columns = [max, logsumexp, draws, ranks, block_max, block_sum, (outputs.logits, vocab)];
         let mut end = 0;
-        let mut parts = [(0, 0, 0, 0); 7];
-        for (part, (id, columns)) in parts.iter_mut().zip(columns) {
+        let mut part = |(id, columns): (u32, usize)| {
             let buffer = plan.buffers.get(id as usize);
             let buffer = buffer.ok_or_else(|| DeviceError::Plan(format!("there is no output buffer {id}")))?;
-            *part = (id, buffer.offset, end, columns);
+            let part: OutputPart = (id, buffer.offset, end, columns);
             end = (end + 4 * columns * limits.max_logits as usize).next_multiple_of(64);
-        }
-        Ok(HostOutputs { memory: Pinned::new(gpu, end)?, parts })
+            Ok::<_, DeviceError>(part)
+        };
+        let mut drawn = || Ok::<_, DeviceError>([part(max)?, part(logsumexp)?, part(draws)?]);
+        let drawn = [drawn()?, drawn()?];
+        let others = [part(ranks)?, part(block_max)?, part(block_sum)?, part((outputs.logits, vocab))?];
+        Ok(HostOutputs { memory: Pinned::new(gpu, end)?, drawn, others })
     }
 
     /// Brings what the step reads of its rows: of all what was drawn and the statistics of the whole row.
-    fn fetch(&mut self, stream: &Stream, arena: &DeviceMemory, step: &Step) -> Result<(), CudaError> {
+    fn fetch(&mut self, place: usize, stream: &Stream, arena: &DeviceMemory, step: &Step) -> Result<(), CudaError> {
         let rows = step.logits_indices.len();
-        let [max, logsumexp, draws, ranks, block_max, block_sum, _] = self.parts;
-        for part in [max, logsumexp, draws] {
+        let [ranks, block_max, block_sum, _] = self.others;
+        for part in self.drawn[place] {
             self.fetch_rows(stream, arena, part, 0..rows)?;
         }
         let reads = |row: usize| step.reads.get(row).copied().unwrap_or_default();
@@ -431,9 +435,7 @@ impl HostOutputs {
 
     /// Brings all of some rows.
     fn fetch_all(&mut self, stream: &Stream, arena: &DeviceMemory, rows: Range<usize>) -> Result<(), CudaError> {
-        let [_, _, _, ranks, block_max, block_sum, logits] = self.parts;
-        let parts = [ranks, block_max, block_sum, logits];
-        parts.into_iter().try_for_each(|part| self.fetch_rows(stream, arena, part, rows.clone()))
+        self.others.into_iter().try_for_each(|part| self.fetch_rows(stream, arena, part, rows.clone()))
     }
 
     fn fetch_rows(
@@ -448,8 +450,9 @@ impl HostOutputs {
         stream.download(arena, from + start as u64, &mut self.memory, to + start..to + end)
     }
 
-    fn read(&self, buffer: u32, len: usize) -> Option<&[f32]> {
-        let (_, _, at, _) = self.parts.into_iter().find(|(id, ..)| *id == buffer)?;
+    fn read(&self, place: usize, buffer: u32, len: usize) -> Option<&[f32]> {
+        let mut parts = self.drawn[place].into_iter().chain(self.others);
+        let (_, _, at, _) = parts.find(|(id, ..)| *id == buffer)?;
         self.memory.floats(at, len)
     }
 }
