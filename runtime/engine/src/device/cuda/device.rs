@@ -327,7 +327,7 @@ impl Device for CudaDevice {
         self.host_time = start.elapsed();
         let place = self.given % self.places.len();
         self.outputs.fetch(place, &self.stream, &self.arena, step)?;
-        self.stream.mark(&mut self.places[place].done)?;
+        self.stream.mark(&self.places[place].done)?;
         self.given += 1;
         self.reads_draws = step.reads.iter().all(|reads| *reads == Reads::Draws);
         Ok(())
