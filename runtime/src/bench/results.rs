@@ -160,9 +160,9 @@ impl Results {
         for o in self.good() {
             let end = o.start + o.latency;
             let last = (end as usize).min(seconds.len() - 1);
-            for second in (o.start as usize).min(last)..=last {
-                let from = second as f64;
-                seconds[second] += (end.min(from + 1.0) - o.start.max(from)).max(0.0);
+            let first = (o.start as usize).min(last);
+            for (from, n) in (first..).map(|s| s as f64).zip(&mut seconds[first..=last]) {
+                *n += (end.min(from + 1.0) - o.start.max(from)).max(0.0);
             }
         }
         seconds
