@@ -197,6 +197,31 @@ fn a_fork_goes_on_by_itself() {
 }
 
 #[test]
+fn an_answer_whose_grammar_outgrows_its_bounds_ends_alone() {
+    let (_, compiler) = compiler();
+    // what the last 24 letters were decides what may follow: a lexer has a state for each such text that it has seen
+    let form = StructuredOutputs { regex: Some("[ab]*a[ab]{24}c".into()), ..StructuredOutputs::default() };
+    let letter = |c: &str| byte_level().encode(c, false).unwrap()[0];
+    let (letters, end) = ([letter("a"), letter("b")], letter("c"));
+    let mut matcher = Matcher::new(compiler.compile(&form).unwrap(), Arc::from([]));
+    let mut state = 1u32;
+    let error = (0..200_000).find_map(|_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        matcher.advance(letters[(state >> 31) as usize], &[]);
+        matcher.mask().err()
+    });
+    let told = error.expect("the grammar has bounds").to_string();
+    assert!(told.starts_with("the answer cannot go on: "), "{told}");
+    assert!(matcher.advance(letters[0], &[]).is_none() && matcher.mask().is_err());
+    let mut other = Matcher::new(compiler.compile(&form).unwrap(), Arc::from([]));
+    for token in [letters[0]].into_iter().chain([letters[1]; 24]) {
+        assert!(other.mask().unwrap().is_some_and(|mask| mask.allows(token) && !mask.allows(end)));
+        other.advance(token, &[]);
+    }
+    assert!(other.mask().unwrap().is_some_and(|mask| mask.allows(end)));
+}
+
+#[test]
 fn masks_keep_the_logits_of_their_tokens() {
     let (_, compiler) = compiler();
     let form = StructuredOutputs { regex: Some("[^a-m]".into()), ..StructuredOutputs::default() };
