@@ -2,7 +2,7 @@
 //! `cargo bench -p rvllm-benches --bench host`.
 //!
 //! The model is a stand-in that computes nothing: it returns rows of 128,256 logits, with maxima and sums of exponentials
-//! of them and of their runs, and tokens drawn from them with their ranks, as kernels leave them in memory; two sets of rows take turns, 263 MB together, so that what is read of
+//! of them and of their runs, and tokens drawn from them with their ranks and the most likely ones, as kernels leave them in memory; two sets of rows take turns, 263 MB together, so that what is read of
 //! them comes from memory. Counted is all of [`Engine::step`]: which tokens of which sequences, the step's arrays, choosing
 //! a token for each, noting it, and the list of outputs. Not counted are the kernels, text (which is made beside the engine)
 //! and HTTP. `before` is what happens before the model is called, `after` what happens after.
@@ -72,8 +72,8 @@ fn largest(values: &[f32]) -> f32 {
 /// When the model was called, and when it returned.
 type Calls = Arc<Mutex<Option<(Instant, Instant)>>>;
 
-/// What kernels drew from the rows of each step, and how they ranked it.
-type Drawn = Arc<Mutex<Vec<[Vec<f32>; 2]>>>;
+/// What kernels drew from the rows of each step, how they ranked it, and which tokens they found most likely.
+type Drawn = Arc<Mutex<Vec<[Vec<f32>; 3]>>>;
 
 struct NoModel {
     limits: Limits,
@@ -81,6 +81,7 @@ struct NoModel {
     drawn: Drawn,
     draws: Vec<f32>,
     ranks: Vec<f32>,
+    most_likely: Vec<f32>,
     rows: Arc<[Rows; 2]>,
     steps: usize,
     calls: Calls,
@@ -99,20 +100,22 @@ impl NoModel {
             block_sum: &rows.blocks.sum[..count * blocks],
             draws: &self.draws,
             ranks: &self.ranks,
+            most_likely: &self.most_likely,
         }
     }
 
-    /// What kernels draw, and how they rank it.
-    fn draw(&self, step: &Step) -> [Vec<f32>; 2] {
-        let [mut drawn, mut ranked] = [vec![], vec![]];
+    /// What kernels draw, how they rank it, and what they find.
+    fn draw(&self, step: &Step) -> [Vec<f32>; 3] {
+        let [mut drawn, mut ranked, mut found] = [vec![], vec![], vec![]];
         for (i, numbers) in step.uniform.as_chunks().0.iter().enumerate() {
-            let (row, temperature) = (self.logits(step.logits_indices.len()).row(i), step.temperature[i]);
+            let (row, temperature) = (self.logits(step.logits_indices.len()).row(i, 0), step.temperature[i]);
             let draws = draw::draw(&row, temperature, numbers);
             let ranks = if step.ranked[i] > 0 { draw::rank(&row, temperature, &draws) } else { [0.0; _] };
             drawn.extend(draws);
             ranked.extend(ranks);
+            found.extend(draw::top_k(&row, step.top_k[i]));
         }
-        [drawn, ranked]
+        [drawn, ranked, found]
     }
 }
 
@@ -128,7 +131,7 @@ impl Forward for NoModel {
             if all.len() < self.steps {
                 all.push(self.draw(step));
             }
-            [self.draws, self.ranks] = all[self.steps - 1].clone();
+            [self.draws, self.ranks, self.most_likely] = all[self.steps - 1].clone();
         }
         if let Ok(mut calls) = self.calls.lock() {
             *calls = Some((start, Instant::now()));
@@ -158,6 +161,7 @@ fn engine(rows: &Arc<[Rows; 2]>, calls: &Calls, drawn: &Drawn) -> Engine {
             drawn: drawn.clone(),
             draws: vec![],
             ranks: vec![],
+            most_likely: vec![],
             rows: rows.clone(),
             steps: 0,
             calls: calls.clone(),

@@ -23,7 +23,7 @@ pub fn plan(program: &Program, memory: &Memory, limits: &Limits, gpu: Vec<Option
     let Program { kernels, buffers, weights, launches, outputs, feeds, query_tile, kv_cache: _ } = program;
     let Limits { max_model_len: _, max_num_batched_tokens, max_num_seqs, max_logits } = *limits;
     let Memory { arena_bytes, places } = memory;
-    let [logits, max, logsumexp, block_max, block_sum, draws, ranks] = outputs.map(int);
+    let [logits, max, logsumexp, block_max, block_sum, draws, ranks, most_likely] = outputs.map(int);
     plan::Plan {
         max_num_batched_tokens: int(max_num_batched_tokens),
         max_num_seqs: int(max_num_seqs),
@@ -34,7 +34,16 @@ pub fn plan(program: &Program, memory: &Memory, limits: &Limits, gpu: Vec<Option
         weights: weights.iter().map(weight).collect(),
         kernels: kernels.iter().zip(gpu.into_iter().chain(std::iter::repeat(None))).map(kernel).collect(),
         launches: launches.iter().map(|l| launch(l, kernels)).collect(),
-        outputs: plan::Outputs { logits, max, logsumexp, block_max, block_sum, draws, ranks },
+        outputs: plan::Outputs {
+            logits,
+            max,
+            logsumexp,
+            block_max,
+            block_sum,
+            draws,
+            ranks,
+            most_likely: Some(most_likely),
+        },
         feeds: *feeds,
     }
 }
@@ -106,6 +115,7 @@ fn arg(arg: &program::Arg) -> plan::Arg {
         program::Arg::Input(Input::Temperature) => plan::Arg::Input(plan::Input::Temperature),
         program::Arg::Input(Input::Uniform) => plan::Arg::Input(plan::Input::Uniform),
         program::Arg::Input(Input::Ranked) => plan::Arg::Input(plan::Input::Ranked),
+        program::Arg::Input(Input::TopK) => plan::Arg::Input(plan::Input::TopK),
         program::Arg::Input(Input::TileSeq) => plan::Arg::Input(plan::Input::TileSeq),
         program::Arg::Input(Input::TileStart) => plan::Arg::Input(plan::Input::TileStart),
         program::Arg::ValueCache(layer) => plan::Arg::ValueCache(int(layer)),

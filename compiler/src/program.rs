@@ -59,8 +59,8 @@ pub struct Program {
     pub weights: Vec<Weight>,
     /// In order.
     pub launches: Vec<Launch>,
-    /// Buffers of logits, max, logsumexp, block_max, block_sum, draws, ranks.
-    pub outputs: [usize; 7],
+    /// Buffers of logits, max, logsumexp, block_max, block_sum, draws, ranks, most_likely.
+    pub outputs: [usize; 8],
     /// Whether the first launch takes tokens from the step before: see [`rvllm_kernels::feed()`].
     pub feeds: bool,
     /// Tokens of a query tile.

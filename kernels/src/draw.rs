@@ -277,7 +277,7 @@ fn running_sums(k: &mut KernelBuilder, weights: Val, ids: Val) -> Val {
 }
 
 /// `[n]f32`: 0, 1, 2 …
-fn numbers(k: &mut KernelBuilder, n: usize) -> Val {
+pub(crate) fn numbers(k: &mut KernelBuilder, n: usize) -> Val {
     let zero = k.index(0);
     let ids = k.iota(zero, 1, n);
     k.cast(ids, DType::F32)

@@ -20,6 +20,7 @@ pub mod paged_attention;
 pub mod quantize_rows;
 pub mod rms_norm;
 pub mod rope_kv_write;
+pub mod top_k;
 
 pub use draw::{Draw, draw, rank};
 pub use embed::{Embed, embed};
@@ -34,6 +35,7 @@ pub use paged_attention::{
 pub use quantize_rows::{QuantizeRows, quantize_rows};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope_kv_write::{RopeKvWrite, rope_kv_write};
+pub use top_k::top_k;
 
 use rvllm_ir::tile::Kernel;
 
@@ -60,6 +62,8 @@ pub enum Spec {
     Draw(Draw),
     /// `Call::Rank`.
     Rank(Draw),
+    /// `Call::TopK`.
+    TopK(Draw),
     /// Of no call: the first launch of a program that takes tokens from the step before.
     Feed(Feed),
 }
@@ -78,6 +82,7 @@ impl Spec {
             Spec::LogitStats(s) => logit_stats(name, s),
             Spec::Draw(s) => draw(name, s),
             Spec::Rank(s) => rank(name, s),
+            Spec::TopK(s) => top_k(name, s),
             Spec::Feed(s) => feed(name, s),
         }
     }

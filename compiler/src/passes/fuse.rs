@@ -3,7 +3,7 @@
 //! Invariants:
 //! - a rule fires only where nobody else reads what it swallows, so nothing is computed twice;
 //! - what is left are inputs, weights, calls, and slices (views); anything else is an error that names it;
-//! - the outputs are logits, max, logsumexp, block_max, block_sum, draws, ranks.
+//! - the outputs are logits, max, logsumexp, block_max, block_sum, draws, ranks, most_likely.
 
 mod attention;
 mod linear;
@@ -75,8 +75,10 @@ fn choice(graph: &mut Graph) {
     let draws = first(add(graph, Op::Call(Call::Draw), &operands, &["logits.draws".into()], loc.clone()));
     let ranked = attention::input(graph, Input::Ranked);
     let operands = [logits, max, block_max, block_sum, temperature, draws, ranked];
-    let ranks = first(add(graph, Op::Call(Call::Rank), &operands, &["logits.ranks".into()], loc));
-    graph.outputs.extend(stats.into_iter().chain([draws, ranks]));
+    let ranks = first(add(graph, Op::Call(Call::Rank), &operands, &["logits.ranks".into()], loc.clone()));
+    let operands = [logits, block_max, attention::input(graph, Input::TopK)];
+    let most_likely = first(add(graph, Op::Call(Call::TopK), &operands, &["logits.most_likely".into()], loc));
+    graph.outputs.extend(stats.into_iter().chain([draws, ranks, most_likely]));
 }
 
 fn unmapped(graph: &Graph) -> Vec<Diagnostic> {
@@ -86,7 +88,7 @@ fn unmapped(graph: &Graph) -> Vec<Diagnostic> {
         let name = node.results.first().map_or("", |r| r.name.as_str());
         Diagnostic::new(format!("no kernel computes `{}` where `{name}` uses it", node.op.name()), node.loc.clone())
     });
-    let outputs = (graph.outputs.len() != 7).then(|| {
+    let outputs = (graph.outputs.len() != 8).then(|| {
         Diagnostic::new(format!("graph @{} returns {} values, not logits alone", graph.name, graph.outputs.len()), None)
     });
     left.chain(outputs).collect()

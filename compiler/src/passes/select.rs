@@ -146,7 +146,7 @@ impl Selection<'_> {
         let strided = match call {
             Call::Gemm { .. } | Call::RmsNorm { .. } | Call::QuantizeRows(_) => 1,
             Call::RopeKvWrite { .. } => 3,
-            Call::Embed { .. } | Call::PagedAttention(_) | Call::LogitStats | Call::Draw | Call::Rank => 0,
+            Call::Embed { .. } | Call::PagedAttention(_) | Call::LogitStats | Call::Draw | Call::Rank | Call::TopK => 0,
         };
         if i >= strided && self.row(operand).is_some() {
             let name = &self.graph.result(operand).name;
@@ -244,9 +244,9 @@ impl Selection<'_> {
 
     fn finish(mut self) -> Result<Program, Diagnostic> {
         let outputs: Vec<usize> = self.graph.outputs.iter().filter_map(|v| self.output(*v)).collect();
-        self.program.outputs = <[usize; 7]>::try_from(outputs).map_err(|found| {
+        self.program.outputs = <[usize; 8]>::try_from(outputs).map_err(|found| {
             let message = format!(
-                "graph @{} yields {} of logits, their 4 statistics, draws and ranks",
+                "graph @{} yields {} of logits, their 4 statistics, draws, ranks and the most likely",
                 self.graph.name,
                 found.len()
             );
@@ -261,7 +261,7 @@ impl Selection<'_> {
     /// Has the program begin with the tokens that the step before chose: a host that computes elsewhere need not have them to begin
     /// a step. The launch reads before any other writes, what draws it finds are those of the step before.
     fn feed(&mut self) {
-        let [logits, .., draws, _] = self.program.outputs;
+        let [logits, .., draws, _, _] = self.program.outputs;
         let vocab = self.program.buffers.get(logits).and_then(|b| b.ty.last()).unwrap_or_default();
         let kernel = self.kernel(Spec::Feed(Feed { vocab, rows: self.limits.max_logits }));
         let args = vec![Arg::Buffer { id: draws, offset: 0 }, Arg::Input(Input::TokenIds)];

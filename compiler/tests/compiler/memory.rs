@@ -23,7 +23,7 @@ fn programs() -> impl Strategy<Value = Program> {
     });
     prop::collection::vec(buffer, 1..24).prop_flat_map(|buffers| {
         let ids = prop::collection::vec(0..buffers.len(), 0..4);
-        let outputs = prop::array::uniform7(0..buffers.len());
+        let outputs = prop::array::uniform8(0..buffers.len());
         let program = (Just(buffers), prop::collection::vec(ids, 1..16), outputs);
         program.prop_map(|(buffers, launches, outputs)| Program {
             buffers,

@@ -150,6 +150,7 @@ fn graph_input(input: Step) -> Input {
         Step::Temperature => Input::Temperature,
         Step::Uniform => Input::Uniform,
         Step::Ranked => Input::Ranked,
+        Step::TopK => Input::TopK,
         Step::TileSeq => Input::TileSeq,
         Step::TileStart => Input::TileStart,
     }

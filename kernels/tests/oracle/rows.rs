@@ -3,10 +3,10 @@
 use crate::{Numbers, Run, Symbols, TensorData, assert_close, tolerance};
 use rvllm_ir::{
     DType,
-    graph::op::{DRAWS, RANK},
+    graph::op::{DRAWS, RANK, TOP_K},
     tile::MemLayout,
 };
-use rvllm_kernels::{Draw, Embed, Feed, LogitStats, RmsNorm, draw, embed, feed, logit_stats, rank, rms_norm};
+use rvllm_kernels::{Draw, Embed, Feed, LogitStats, RmsNorm, draw, embed, feed, logit_stats, rank, rms_norm, top_k};
 
 #[test]
 fn embed_copies_rows() {
@@ -229,6 +229,33 @@ fn ranks_are_those_of_a_plain_count() {
             let expected = if i % DRAWS < ranked[i / DRAWS] as usize { expected } else { [0.0; RANK] };
             assert_eq!(found[..2], expected[..2], "token {id} of {vocab}");
             assert_close(&found[2..], &expected[2..], 1e-5);
+        }
+    }
+}
+
+#[test]
+fn the_most_likely_tokens_are_those_of_a_sort() {
+    for vocab in [1, 5, 256, 600, 5000, 9000] {
+        let counts = [TOP_K as i32, 20, 5, 1, 0];
+        let l = counts.len();
+        // Of few values, so that many are equal.
+        let mut logits: Vec<f32> =
+            Numbers(7).take(l * vocab, DType::F32).iter().map(|x| (x * 12.0).round() / 2.0).collect();
+        logits[2 * vocab..][..vocab - 1].fill(f32::NEG_INFINITY);
+        let largest = |x: &[f32]| x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let block_max: Vec<f32> = logits.chunks(vocab).flat_map(|row| row.chunks(256).map(largest)).collect();
+        let mut run = Run::new(top_k("top_k", &Draw { vocab }), Symbols { l, ..Symbols::default() });
+        run.set("logits", &logits).set("block_max", &block_max).set_i32("top_k", &counts).go();
+        let found = run.get("most_likely").to_vec();
+        for ((found, row), count) in found.chunks(2 * TOP_K).zip(logits.chunks(vocab)).zip(counts) {
+            let mut order: Vec<usize> = (0..vocab).collect();
+            order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+            order.truncate(count as usize);
+            let of = |i: usize, f: fn(usize, &[f32]) -> f32| order.get(i).map_or(0.0, |id| f(*id, row));
+            let ids: Vec<f32> = (0..TOP_K).map(|i| of(i, |id, _| id as f32)).collect();
+            let values: Vec<f32> = (0..TOP_K).map(|i| of(i, |id, row| row[id])).collect();
+            assert_eq!(found[..TOP_K], ids, "{count} of {vocab}");
+            assert_eq!(found[TOP_K..], values, "{count} of {vocab}");
         }
     }
 }

@@ -4,7 +4,7 @@
 use crate::{
     gpu,
     manifest::{KvCache, Manifest, NVPTX, Target},
-    plan::{Arg, Buffer, DRAWS, Expr, Input, Kernel, Launch, Outputs, Plan, RANK, Sym, Variant, Weight},
+    plan::{Arg, Buffer, DRAWS, Expr, Input, Kernel, Launch, Outputs, Plan, RANK, Sym, TOP_K, Variant, Weight},
     recipe::Recipe,
 };
 use std::collections::BTreeSet;
@@ -196,6 +196,7 @@ impl Plan {
                 | Input::Temperature
                 | Input::Uniform
                 | Input::Ranked
+                | Input::TopK
                 | Input::TileSeq
                 | Input::TileStart,
             ) => Ok(()),
@@ -236,13 +237,14 @@ impl Plan {
     }
 
     fn check_outputs(&self, manifest: &Manifest) -> Check {
-        let Outputs { logits, max, logsumexp, block_max, block_sum, draws, ranks } = self.outputs;
+        let Outputs { logits, max, logsumexp, block_max, block_sum, draws, ranks, most_likely } = self.outputs;
         let (rows, vocab) = (u64::from(self.max_logits), u64::from(manifest.model.vocab_size));
         let columns = [(logits, vocab, "logits"), (max, 1, "max"), (logsumexp, 1, "logsumexp")];
         let blocks = vocab.div_ceil(BLOCK);
         let blocks = [(block_max, blocks, "block_max"), (block_sum, blocks, "block_sum")];
         let draws = [(draws, DRAWS as u64, "draws"), (ranks, (RANK * DRAWS) as u64, "ranks")];
-        for (id, columns, what) in columns.into_iter().chain(blocks).chain(draws) {
+        let most_likely = most_likely.map(|id| (id, 2 * TOP_K as u64, "most_likely"));
+        for (id, columns, what) in columns.into_iter().chain(blocks).chain(draws).chain(most_likely) {
             let buffer = self.buffers.get(id as usize);
             let buffer = buffer.ok_or_else(|| format!("output {what} is buffer {id} of {}", self.buffers.len()))?;
             let least = (rows * columns).saturating_mul(4);

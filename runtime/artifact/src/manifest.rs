@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 /// ([`crate::plan::Outputs::draws`]), and grids may be bounded ([`crate::plan::Expr::Min`]).
 ///
 /// 2.2: a step may take tokens from the one before it ([`crate::plan::Plan::feeds`]).
-pub const FORMAT: &str = "2.2";
+///
+/// 2.3: the most likely tokens of a row are found ([`crate::plan::Outputs::most_likely`]).
+pub const FORMAT: &str = "2.3";
 
 /// [`Target::arch`] of NVIDIA GPUs.
 pub const NVPTX: &str = "nvptx64";

@@ -262,6 +262,8 @@ pub enum Input {
     Uniform,
     /// `[L]`: how many of the tokens drawn from a row are ranked.
     Ranked,
+    /// `[L]`: how many of the most likely tokens of a row are found.
+    TopK,
     /// `[Q]`: sequence of each query tile.
     TileSeq,
     /// `[Q]`: first token (index in the step) of each query tile.
@@ -287,10 +289,17 @@ pub struct Outputs {
     /// `[L, RANK * DRAWS]`: of each drawn token that is ranked its logit, how many logits are larger, what the tokens before it
     /// weigh, and what all weigh, at the row's temperature and where the most likely token weighs 1; of others zeros.
     pub ranks: u32,
+    /// `[L, 2 * TOP_K]`: ids of the most likely tokens, of equals the smallest first, then their logits; zeros behind both. Artifacts
+    /// of older formats leave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_likely: Option<u32>,
 }
 
 /// Numbers of a token that is ranked.
 pub const RANK: usize = 4;
+
+/// Most likely tokens that are found of a row of logits, at most.
+pub const TOP_K: usize = 32;
 
 /// Tokens drawn from each row of logits.
 pub const DRAWS: usize = 8;

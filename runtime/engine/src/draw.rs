@@ -17,7 +17,7 @@ use crate::{
     row::{TokenLogit, TokenRank},
     softmax::{self, Line, Scale, at},
 };
-use rvllm_artifact::plan::{DRAWS, RANK};
+use rvllm_artifact::plan::{DRAWS, RANK, TOP_K};
 
 /// A temperature at which the most likely token is drawn, and of equals, by numbers of 0, the first.
 pub(crate) const NEXT_TO_NONE: f32 = 1e-30;
@@ -68,6 +68,13 @@ pub fn rank(row: &Row<'_>, temperature: f32, draws: &[f32; DRAWS]) -> [f32; RANK
         [logit, larger as f32, before as f32, total]
     });
     std::array::from_fn(|i| ranks[i / RANK][i % RANK])
+}
+
+/// What kernels find of the most likely tokens of a row, so many of which are asked for.
+pub fn top_k(row: &Row<'_>, count: i32) -> [f32; 2 * TOP_K] {
+    let found = row.top(usize::try_from(count).unwrap_or(0).min(TOP_K));
+    let part = |of: fn(&TokenLogit) -> f32, i: usize| found.get(i).map_or(0.0, of);
+    std::array::from_fn(|i| if i < TOP_K { part(|t| t.id as f32, i) } else { part(|t| t.logit, i - TOP_K) })
 }
 
 /// What kernels draw from a row at a temperature: the same tokens, but where rounding decides.
@@ -258,7 +265,7 @@ impl<'a> Weights<'a> {
 
     /// Whether nothing leaves tokens out.
     fn leaves_everything(&self) -> bool {
-        self.leaves_all() && self.params.top_p >= 1.0
+        self.params.leaves_everything()
     }
 
     fn top_p(&self) -> f64 {

@@ -255,7 +255,7 @@ impl Engine {
             self.queue.scheduler.advance();
         }
         for (i, row_use) in uses.iter().enumerate() {
-            self.queue.take_row(row_use, &logits.row(i))?;
+            self.queue.take_row(row_use, &logits.row(i, step.top_k[i]))?;
         }
         self.begun.iter_mut().for_each(|next| next.start = Instant::now());
         self.spare = step;
@@ -504,11 +504,9 @@ impl Queue {
 
     /// How tokens are drawn from each row.
     fn draw(&self, uses: &[RowUse], step: &mut Step) {
-        let Step { temperature, uniform, ranked, .. } = step;
-        let rows = temperature.iter_mut().zip(uniform.as_chunks_mut().0).zip(ranked);
-        for (((temperature, uniform), ranked), row_use) in rows.zip(uses) {
+        for (row, row_use) in step.rows().zip(uses) {
             if let Some(request) = self.requests.get(&row_use.request_id).filter(|_| row_use.samples) {
-                request.draw(row_use.key.index, row_use.fed, temperature, uniform, ranked);
+                request.draw(row_use.key.index, row_use.fed, row);
             }
         }
     }
@@ -518,7 +516,7 @@ impl Queue {
         let ranked = uses.iter().enumerate().filter(|(i, _)| step.reads[*i] == Reads::Ranks);
         let undecided = |(i, row_use): &(usize, &RowUse)| {
             let request = self.requests.get(&row_use.request_id);
-            request.is_some_and(|request| request.needs_all(row_use.key.index, &logits.row(*i)))
+            request.is_some_and(|request| request.needs_all(row_use.key.index, &logits.row(*i, step.top_k[*i])))
         };
         ranked.filter(undecided).map(|(i, _)| i).collect()
     }

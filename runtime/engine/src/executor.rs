@@ -12,7 +12,7 @@ use crate::{
     step::Step,
     team::Team,
 };
-use rvllm_artifact::plan::{self, DRAWS, Plan, RANK, Sym, Variant};
+use rvllm_artifact::plan::{self, DRAWS, Plan, RANK, Sym, TOP_K, Variant};
 use std::sync::Arc;
 
 /// The values of the symbols in a step: T, R, L, Q, M, P.
@@ -224,6 +224,7 @@ impl<D: Device> Executor<D> {
             block_sum: self.device.read(outputs.block_sum, blocks)?,
             draws: self.device.read(outputs.draws, rows * DRAWS)?,
             ranks: self.device.read(outputs.ranks, rows * RANK * DRAWS)?,
+            most_likely: outputs.most_likely.map_or(Ok(&[][..]), |id| self.device.read(id, rows * 2 * TOP_K))?,
         })
     }
 }
@@ -300,6 +301,7 @@ mod tests {
             temperature: vec![1.0],
             uniform: vec![0.0; 2 * DRAWS],
             ranked: vec![0],
+            top_k: vec![0],
             tile_seq: vec![0, 0],
             max_blocks: 2,
             ..Step::default()
@@ -328,7 +330,16 @@ mod tests {
                     variant(None, 0, vec![Expr::Const(3), product]),
                 ],
             }],
-            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0, ranks: 0 },
+            outputs: Outputs {
+                logits: 0,
+                max: 0,
+                logsumexp: 0,
+                block_max: 0,
+                block_sum: 0,
+                draws: 0,
+                ranks: 0,
+                most_likely: None,
+            },
             feeds: false,
         }
     }

@@ -1,7 +1,7 @@
 //! What the engine asks of a model: logits for a step. Behind a trait, so that scheduling is tested without a device.
 
 use crate::{block_pool::BlockId, device::DeviceError, step::Step, team::Team};
-use rvllm_artifact::plan::{DRAWS, RANK};
+use rvllm_artifact::plan::{DRAWS, RANK, TOP_K};
 
 /// Logits that one entry of [`Logits::block_max`] and [`Logits::block_sum`] covers.
 pub const LOGITS_BLOCK: usize = 256;
@@ -61,6 +61,8 @@ pub struct Logits<'a> {
     /// `[L, RANK * DRAWS]`: of each drawn token its logit, how many logits are larger, what the tokens before it weigh, and what
     /// all weigh; zeros where it was not ranked. Or empty.
     pub ranks: &'a [f32],
+    /// `[L, 2 * TOP_K]`: ids of the most likely tokens of a row, as many as the step asks for, in order, then their logits. Or empty.
+    pub most_likely: &'a [f32],
 }
 
 /// One row of logits.
@@ -80,11 +82,16 @@ pub struct Row<'a> {
     pub draws: &'a [f32],
     /// `[RANK * DRAWS]`: their ranks, or empty.
     pub ranks: &'a [f32],
+    /// Ids of the most likely tokens, in order, and their logits: as many as were found where the row was computed.
+    pub most_likely: [&'a [f32]; 2],
 }
 
 impl<'a> Logits<'a> {
-    /// Row `i`.
-    pub fn row(&self, i: usize) -> Row<'a> {
+    /// Row `i`, of which the step asked for so many of the most likely tokens.
+    pub fn row(&self, i: usize, top_k: i32) -> Row<'a> {
+        let found = self.most_likely.get(2 * i * TOP_K..2 * (i + 1) * TOP_K).unwrap_or_default();
+        let (ids, logits) = found.split_at(found.len() / 2);
+        let count = usize::try_from(top_k).unwrap_or(0).min(ids.len());
         let blocks = self.vocab_size.div_ceil(LOGITS_BLOCK);
         Row {
             logits: &self.logits[i * self.vocab_size..][..self.vocab_size],
@@ -94,6 +101,7 @@ impl<'a> Logits<'a> {
             block_sum: &self.block_sum[i * blocks..][..blocks],
             draws: self.draws.get(i * DRAWS..(i + 1) * DRAWS).unwrap_or_default(),
             ranks: self.ranks.get(i * RANK * DRAWS..(i + 1) * RANK * DRAWS).unwrap_or_default(),
+            most_likely: [&ids[..count], &logits[..count]],
         }
     }
 }

@@ -182,6 +182,11 @@ impl SamplingParams {
         self.temperature == 0.0
     }
 
+    /// Whether min_p, top_k and top_p leave every token.
+    pub fn leaves_everything(&self) -> bool {
+        self.min_p == 0.0 && self.top_k == 0 && self.top_p >= 1.0
+    }
+
     /// The temperature at which tokens are drawn, if they are.
     pub fn drawn_at(&self) -> Option<f32> {
         (!self.is_greedy() && !self.use_beam_search).then_some(self.temperature)

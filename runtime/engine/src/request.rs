@@ -7,16 +7,16 @@
 
 use crate::{
     beam::{BeamSearch, Turn},
-    draw::{NEXT_TO_NONE, Numbers},
+    draw::NEXT_TO_NONE,
     error::EngineError,
     forward::{Reads, Row},
     grammar::GrammarError,
     output::{Finish, FinishReason, Logprob, Logprobs, Metrics, SequenceOutput, StopReason},
     sampler::{self, RankedToken, Sampler, SamplingRules, Scratch},
     sequence::{Sequence, SequenceKey},
+    step::RowInputs,
     text::Text,
 };
-use rvllm_artifact::plan::DRAWS;
 use std::{ops::Range, sync::Arc, time::Instant};
 
 /// The stop reason of an answer that repeats itself, in vLLM's words.
@@ -194,7 +194,7 @@ impl Request {
     /// What will be read of a row that the next token of any of its sequences is chosen from.
     pub(crate) fn reads(&self) -> Reads {
         let params = &self.rules.sampling.params;
-        let reports = params.logprobs.is_some() || params.prompt_logprobs.is_some();
+        let reports = params.prompt_logprobs.is_some();
         let begins = params.n > 1 && self.metrics.first_token.is_none();
         let of_answers = || self.answers.iter().map(|a| a.sampler.reads());
         match () {
@@ -220,13 +220,14 @@ impl Request {
         self.answers.get(index as usize).is_some_and(|a| !a.finished && a.sampler.output().len() + 1 < most)
     }
 
-    /// How tokens of answer `index` are drawn: at which temperature, by which numbers, and how many are ranked. Unchanged where
-    /// none are. Where it is `fed`, its last token is not known yet.
-    pub(crate) fn draw(&self, index: u32, fed: bool, temperature: &mut f32, uniform: &mut Numbers, ranked: &mut i32) {
+    /// What is asked of a row for answer `index`, which is that of every row where it has no such answer. Where it is `fed`, its last
+    /// token is not known yet.
+    pub(crate) fn draw(&self, index: u32, fed: bool, row: RowInputs<'_>) {
         if let Some(answer) = self.answers.get(index as usize) {
-            *ranked = if answer.sampler.reads() == Reads::Ranks { DRAWS as i32 } else { 0 };
-            *temperature = self.rules.sampling.params.drawn_at().unwrap_or(NEXT_TO_NONE);
-            *uniform = answer.sampler.numbers(usize::from(fed));
+            *row.ranked = answer.sampler.ranked() as i32;
+            *row.top_k = answer.sampler.top_k().unwrap_or(0) as i32;
+            *row.temperature = self.rules.sampling.params.drawn_at().unwrap_or(NEXT_TO_NONE);
+            *row.uniform = answer.sampler.numbers(usize::from(fed));
         }
     }
 

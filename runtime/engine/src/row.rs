@@ -9,7 +9,7 @@ use crate::{
     forward::{LOGITS_BLOCK, Row},
     softmax::{self, GROUPS, largest},
 };
-use rvllm_artifact::plan::RANK;
+use rvllm_artifact::plan::{DRAWS, RANK};
 use std::cmp::Ordering;
 
 /// Values that are compared before it is asked whether one was equal.
@@ -76,7 +76,16 @@ impl<'a> Row<'a> {
         blocks.clear();
         blocks.push(logits, temperature);
         let Blocks { max, sum } = blocks;
-        Row { logits, max: largest(max), logsumexp: f32::NAN, block_max: max, block_sum: sum, draws: &[], ranks: &[] }
+        Row {
+            logits,
+            max: largest(max),
+            logsumexp: f32::NAN,
+            block_max: max,
+            block_sum: sum,
+            draws: &[],
+            ranks: &[],
+            most_likely: [&[]; 2],
+        }
     }
 
     /// Token number `i` of those drawn where the row was computed.
@@ -96,30 +105,46 @@ impl<'a> Row<'a> {
         (block * LOGITS_BLOCK + first_equal(self.block(block), self.max)) as u32
     }
 
-    /// How many logits are at least that of token `id`: 1 for the most likely.
+    /// A token's logit and its rank: how many logits are larger, and one, so that the most likely has 1.
+    pub fn standing(&self, id: u32) -> (f32, u32) {
+        let drawn = (0..DRAWS).find(|i| self.drawn(*i) == Some(id)).and_then(|i| self.rank_of_drawn(i));
+        drawn.map_or_else(|| (self.logits[id as usize], self.rank(id)), |found| (found.logit, found.larger + 1))
+    }
+
+    /// The same rank, by reading the row.
     pub fn rank(&self, id: u32) -> u32 {
         let logit = self.logits[id as usize];
         // Of 32 bits, so that many are counted at once.
-        let at_least = |block: usize| self.block(block).iter().map(|l| u32::from(*l >= logit)).sum::<u32>();
-        self.blocks_from(logit).map(at_least).sum()
+        let larger = |block: usize| self.block(block).iter().map(|l| u32::from(*l > logit)).sum::<u32>();
+        1 + self.blocks_from(logit).map(larger).sum::<u32>()
     }
 
     /// The rank of each of some tokens, in one pass.
     pub fn ranks(&self, ids: &[u32]) -> Vec<u32> {
         let mut bounds: Vec<f32> = ids.iter().map(|id| self.logits[*id as usize]).collect();
         bounds.sort_unstable_by(f32::total_cmp);
-        // Entry `i` counts the logits that are at least bound `i - 1`, and below bound `i`.
+        // Entry `i` counts the logits that are above bound `i - 1`, and at most bound `i`.
         let mut counts = vec![0; bounds.len() + 1];
         let least = bounds.first().copied().unwrap_or(f32::INFINITY);
         for logit in self.blocks_from(least).flat_map(|b| self.block(b)) {
-            counts[bounds.partition_point(|bound| bound <= logit)] += 1;
+            counts[bounds.partition_point(|bound| bound < logit)] += 1;
         }
-        let at_least = |i: usize| counts[i + 1..].iter().sum();
-        ids.iter().map(|id| at_least(bounds.partition_point(|b| *b < self.logits[*id as usize]))).collect()
+        let larger = |i: usize| counts[i..].iter().sum::<u32>();
+        ids.iter().map(|id| 1 + larger(bounds.partition_point(|b| *b <= self.logits[*id as usize]))).collect()
+    }
+
+    /// Whether the `count` most likely tokens are known without reading the row.
+    pub(crate) fn has_found(&self, count: usize) -> bool {
+        count.min(self.logits.len()) <= self.most_likely[0].len()
     }
 
     /// The `count` most likely tokens, in order.
     pub fn top(&self, count: usize) -> Vec<TokenLogit> {
+        if self.has_found(count) {
+            let [ids, logits] = self.most_likely;
+            let found = ids.iter().zip(logits).take(count);
+            return found.map(|(id, logit)| TokenLogit { id: *id as u32, logit: *logit }).collect();
+        }
         let mut top = self.top_and_equals(count);
         top.truncate(count);
         top
@@ -252,7 +277,7 @@ mod tests {
             let expected = last.map_or(0, |last| logits.iter().filter(|l| **l >= last).count());
             prop_assert_eq!(with_equals.len(), expected);
             let id = id % logits.len();
-            let rank = logits.iter().filter(|l| **l >= logits[id]).count();
+            let rank = 1 + logits.iter().filter(|l| **l > logits[id]).count();
             prop_assert_eq!(row.rank(id as u32) as usize, rank);
             let some: Vec<u32> = (0..logits.len() as u32).step_by(count + 1).collect();
             prop_assert_eq!(row.ranks(&some), some.iter().map(|id| row.rank(*id)).collect::<Vec<_>>());
@@ -264,7 +289,7 @@ mod tests {
             count in 0usize..80, bound in -31i32..31,
         ) {
             let none = &[][..];
-            let row = Row { logits: none, max: 0.0, logsumexp: 0.0, block_max: &max, block_sum: none, draws: none, ranks: none };
+            let row = Row { logits: none, max: 0.0, logsumexp: 0.0, block_max: &max, block_sum: none, draws: none, ranks: none, most_likely: [none; 2] };
             let mut sorted = max.clone();
             sorted.sort_by(|a, b| b.total_cmp(a));
             let told = if (1..=GROUPS.min(max.len())).contains(&count) { &sorted[..count] } else { none };

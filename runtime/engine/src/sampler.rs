@@ -19,7 +19,7 @@ use crate::{
     thinking::Budget,
 };
 use rustc_hash::FxHashMap;
-use rvllm_artifact::plan::DRAWS;
+use rvllm_artifact::plan::{DRAWS, TOP_K};
 use std::{collections::HashSet, sync::Arc};
 
 /// Draws of tokens that penalties may have made less likely. Each reads a run of the row, and changing the row all of it.
@@ -250,22 +250,45 @@ impl Sampler {
         scratch.masks.extend(matcher.advance(token, &self.output));
     }
 
-    /// What [`Sampler::sample`] will read of the next row.
+    /// What [`Sampler::sample`] will read of the next row, and what the log-probabilities of its choice will.
     pub fn reads(&self) -> Reads {
         // Whatever else comes to change rows has to be asked here: in a row that is not read, most logits are missing.
-        let SamplingRules { params, seed: _, bad_words: _, end_tokens: _, prompt_tokens: _, grammar, thinking: _ } =
+        let SamplingRules { params, seed: _, bad_words: _, end_tokens: _, prompt_tokens: _, grammar, thinking } =
             &*self.rules;
-        let leaves_all = params.min_p == 0.0 && params.top_k == 0 && params.top_p >= 1.0;
         match () {
             () if grammar.is_some() || self.changes_logits() => Reads::All,
-            () if params.is_greedy() || leaves_all => Reads::Draws,
+            () if params.logprobs.is_some() && (self.top_k().is_none() || thinking.is_some()) => Reads::All,
+            () if params.logprobs.is_some() => Reads::Ranks,
+            () if params.is_greedy() || params.leaves_everything() => Reads::Draws,
             () => Reads::Ranks,
         }
     }
 
     /// Whether [`Sampler::sample`] needs all of a row of which it was said that it reads ranks.
     pub fn needs_all(&self, row: &Row<'_>) -> bool {
-        !Weights::new(row, self.params()).is_decided()
+        let p = self.params();
+        let is_reported =
+            || p.logprobs.is_none() || row.has_found(self.top_k().unwrap_or(0)) && row.rank_of_drawn(0).is_some();
+        let is_decided = || p.is_greedy() && !row.draws.is_empty() || Weights::new(row, p).is_decided();
+        !(is_reported() && is_decided())
+    }
+
+    /// How many of the tokens drawn from the next row are to be ranked.
+    pub fn ranked(&self) -> usize {
+        let p = self.params();
+        match self.reads() {
+            Reads::Ranks if p.is_greedy() || p.leaves_everything() => 1,
+            Reads::Ranks => DRAWS,
+            Reads::All | Reads::Draws => 0,
+        }
+    }
+
+    /// How many of the most likely tokens of a row log-probabilities ask for; `None` where they ask for more, or others, than are
+    /// found where rows are computed.
+    pub fn top_k(&self) -> Option<usize> {
+        let p = self.params();
+        let count = usize::try_from(p.logprobs.unwrap_or(0)).ok();
+        count.filter(|count| *count <= TOP_K && p.logprob_token_ids.is_empty())
     }
 
     fn params(&self) -> &SamplingParams {
@@ -397,15 +420,16 @@ pub fn logprobs(row: &Row<'_>, token: u32, count: i32, named: &[u32]) -> Vec<Ran
 
 /// The log-probability of `token`, then those of the others of `top`, the most likely in order, and of `named` ones.
 pub fn ranked(row: &Row<'_>, token: u32, top: &[TokenLogit], named: &[u32]) -> Vec<RankedToken> {
-    let of = |id: u32, rank| RankedToken { id, logprob: row.logits[id as usize] - row.logsumexp, rank };
-    let rank = (1..).zip(top).find(|(_, t)| t.id == token).map_or_else(|| row.rank(token), |(rank, _)| rank);
-    let mut all = vec![of(token, rank)];
-    all.extend((1..).zip(top).filter(|(_, t)| t.id != token).map(|(rank, t)| of(t.id, rank)));
+    let of = |id: u32, logit: f32, rank| RankedToken { id, logprob: logit - row.logsumexp, rank };
+    let found = (1..).zip(top).find(|(_, t)| t.id == token).map(|(rank, t)| (t.logit, rank));
+    let (logit, rank) = found.unwrap_or_else(|| row.standing(token));
+    let mut all = vec![of(token, logit, rank)];
+    all.extend((1..).zip(top).filter(|(_, t)| t.id != token).map(|(rank, t)| of(t.id, t.logit, rank)));
     if named.is_empty() {
         return all;
     }
     let others: Vec<u32> = named.iter().copied().filter(|id| all.iter().all(|t| t.id != *id)).collect();
-    all.extend(others.iter().zip(row.ranks(&others)).map(|(id, rank)| of(*id, rank)));
+    all.extend(others.iter().zip(row.ranks(&others)).map(|(id, rank)| of(*id, row.logits[*id as usize], rank)));
     all
 }
 

@@ -1,6 +1,6 @@
 //! The step: one ragged batch of prefill chunks and decodes. The one place that fills these arrays; kernels only read.
 
-use crate::{forward::Reads, sequence::Sequence};
+use crate::{draw::Numbers, forward::Reads, sequence::Sequence};
 use rvllm_artifact::plan::{DRAWS, Input};
 
 /// Entries of `slot_mapping` for tokens whose KV is not written.
@@ -31,12 +31,22 @@ pub struct Step {
     pub uniform: Vec<f32>,
     /// `[L]`: how many of the tokens drawn from a row are ranked.
     pub ranked: Vec<i32>,
+    /// `[L]`: how many of the most likely tokens of a row are found, at most TOP_K.
+    pub top_k: Vec<i32>,
     /// `[Q]`: sequence of each query tile, those that see most tokens first.
     pub tile_seq: Vec<i32>,
     /// `[Q]`: first token (index in the step) of each query tile.
     pub tile_start: Vec<i32>,
     /// M.
     pub max_blocks: usize,
+}
+
+/// What a step asks of a row of logits.
+pub(crate) struct RowInputs<'a> {
+    pub(crate) temperature: &'a mut f32,
+    pub(crate) uniform: &'a mut Numbers,
+    pub(crate) ranked: &'a mut i32,
+    pub(crate) top_k: &'a mut i32,
 }
 
 impl Step {
@@ -73,9 +83,17 @@ impl Step {
             Input::Temperature => bytemuck::cast_slice(&self.temperature),
             Input::Uniform => bytemuck::cast_slice(&self.uniform),
             Input::Ranked => &self.ranked,
+            Input::TopK => &self.top_k,
             Input::TileSeq => &self.tile_seq,
             Input::TileStart => &self.tile_start,
         }
+    }
+
+    /// What it asks of each row of logits.
+    pub(crate) fn rows(&mut self) -> impl Iterator<Item = RowInputs<'_>> {
+        let Step { temperature, uniform, ranked, top_k, .. } = self;
+        let rows = temperature.iter_mut().zip(uniform.as_chunks_mut().0).zip(ranked).zip(top_k);
+        rows.map(|(((temperature, uniform), ranked), top_k)| RowInputs { temperature, uniform, ranked, top_k })
     }
 
     /// T: tokens in the step.
@@ -93,6 +111,7 @@ impl Step {
         self.temperature.clear();
         self.uniform.clear();
         self.ranked.clear();
+        self.top_k.clear();
         let Step { token_ids, positions, slot_mapping, query_start_loc, seq_lens, .. } = self;
         [token_ids, positions, slot_mapping, query_start_loc, seq_lens].into_iter().for_each(Vec::clear);
         let Step { block_table, logits_indices, tile_seq, tile_start, .. } = self;
@@ -136,6 +155,7 @@ impl Step {
         self.temperature.resize(self.logits_indices.len(), 1.0);
         self.uniform.resize(2 * DRAWS * self.logits_indices.len(), 0.0);
         self.ranked.resize(self.logits_indices.len(), 0);
+        self.top_k.resize(self.logits_indices.len(), 0);
     }
 
     fn push_tokens(&mut self, sequence: &Sequence, block_size: usize) {
@@ -189,6 +209,7 @@ mod tests {
             temperature: vec![1.0],
             uniform: vec![0.0; 2 * DRAWS],
             ranked: vec![0],
+            top_k: vec![0],
             tile_seq: vec![1, 1, 0, 1],
             tile_start: vec![5, 3, 0, 1],
             max_blocks: 2,

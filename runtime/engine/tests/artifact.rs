@@ -82,7 +82,16 @@ fn plan(symbols: [&str; 3]) -> Plan {
             launch("logits", head, 1, Sym::L),
             launch("stats", stats, 2, Sym::L),
         ],
-        outputs: Outputs { logits: 0, max: 1, logsumexp: 2, block_max: 3, block_sum: 4, draws: 5, ranks: 6 },
+        outputs: Outputs {
+            logits: 0,
+            max: 1,
+            logsumexp: 2,
+            block_max: 3,
+            block_sum: 4,
+            draws: 5,
+            ranks: 6,
+            most_likely: None,
+        },
         feeds: false,
     }
 }

@@ -49,6 +49,7 @@ mod tests {
             block_sum: &[],
             draws: &[],
             ranks: &[],
+            most_likely: [&[]; 2],
         };
         let prob = |h: &Held| h.logits.iter().map(|l| f64::from(l - h.logsumexp).exp()).collect::<Vec<_>>();
         let expected: f64 = prob(&p).iter().zip(prob(&q)).map(|(p, q)| p * (p / q).ln()).sum();

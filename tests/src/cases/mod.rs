@@ -44,6 +44,7 @@ pub fn all(target: &Target) -> Vec<Case> {
         rows::draw(),
         rows::feed(),
         rows::rank(),
+        rows::top_k(),
         rows::rope_kv_write(target),
         math::cases(),
     ];

@@ -210,6 +210,24 @@ pub fn rank() -> Vec<Case> {
     launches
 }
 
+/// The most likely tokens of rows of few values, so that many are equal, and of rows that forbid almost everything.
+pub fn top_k() -> Vec<Case> {
+    let mut launches = vec![];
+    for vocab in [5usize, 256, 700, 5000, 40_000, 128_256] {
+        let rows = 5;
+        let kernel = rvllm_kernels::top_k(&format!("top_k_{vocab}"), &Draw { vocab });
+        let launch = Launch::new(kernel, Symbols { l: rows, ..Symbols::default() }, 3);
+        let mut logits: Vec<f32> = launch.args[0].numbers().iter().map(|x| (x * 24.0).round() / 4.0 - 2.0).collect();
+        logits[vocab..2 * vocab].fill(1.5);
+        logits[2 * vocab..][..vocab - 2].fill(f32::NEG_INFINITY);
+        let largest = |x: &[f32]| x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let block_max = logits.chunks(vocab).flat_map(|row| row.chunks(256).map(largest)).collect();
+        let launch = launch.set("block_max", block_max).set("logits", logits);
+        launches.push(Case::new(launch.set_i32("top_k", &[32, 20, 3, 0, 7]), 0.0));
+    }
+    launches
+}
+
 /// Rotations of whole and part heads, with and without norms.
 pub fn rope_kv_write(target: &Target) -> Vec<Case> {
     let same = [DType::F32, DType::Bf16].map(|dtype| (dtype, dtype));

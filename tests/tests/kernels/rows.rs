@@ -45,8 +45,8 @@ fn logit_stats_of_ordinary_and_extreme_rows() {
 }
 
 #[test]
-fn tokens_are_drawn_by_their_numbers_and_ranked() {
-    tried().iter().for_each(|target| check(target, &[rows::draw(), rows::rank()].concat()));
+fn tokens_are_drawn_by_their_numbers_ranked_and_found() {
+    tried().iter().for_each(|target| check(target, &[rows::draw(), rows::rank(), rows::top_k()].concat()));
 }
 
 #[test]

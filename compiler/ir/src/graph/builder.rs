@@ -278,7 +278,7 @@ pub fn input_type(input: Input) -> ValueType {
         Input::QueryStartLoc => vec![Dim::SymPlusOne(Sym::R)],
         Input::SeqLens => vec![Sym::R.into()],
         Input::BlockTable => vec![Sym::R.into(), Sym::M.into()],
-        Input::LogitsIndices | Input::Temperature | Input::Ranked => vec![Sym::L.into()],
+        Input::LogitsIndices | Input::Temperature | Input::Ranked | Input::TopK => vec![Sym::L.into()],
         Input::Uniform => vec![Sym::L.into(), Dim::Const(2 * DRAWS)],
         Input::TileSeq | Input::TileStart => vec![Sym::Q.into()],
         Input::Kv(layer) => return ValueType::Kv(layer),

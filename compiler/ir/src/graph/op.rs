@@ -26,6 +26,8 @@ pub enum Input {
     Uniform,
     /// `[L]i32`: how many of the tokens drawn from a row of logits are ranked.
     Ranked,
+    /// `[L]i32`: how many of the most likely tokens of a row of logits are found, at most TOP_K.
+    TopK,
     /// `[Q]i32`: the sequence of each query tile.
     TileSeq,
     /// `[Q]i32`: the first token (index into the step) of each query tile.
@@ -36,7 +38,7 @@ pub enum Input {
 
 impl Input {
     /// Every tensor input.
-    pub const TENSORS: [Input; 12] = [
+    pub const TENSORS: [Input; 13] = [
         Input::TokenIds,
         Input::Positions,
         Input::SlotMapping,
@@ -47,6 +49,7 @@ impl Input {
         Input::Temperature,
         Input::Uniform,
         Input::Ranked,
+        Input::TopK,
         Input::TileSeq,
         Input::TileStart,
     ];
@@ -64,6 +67,7 @@ impl Input {
             Input::Temperature => "temperature".into(),
             Input::Uniform => "uniform".into(),
             Input::Ranked => "ranked".into(),
+            Input::TopK => "top_k".into(),
             Input::TileSeq => "tile_seq".into(),
             Input::TileStart => "tile_start".into(),
             Input::Kv(layer) => format!("kv.{layer}"),
@@ -126,6 +130,9 @@ pub const STATS_BLOCK: usize = 256;
 
 /// Tokens that [`Call::Draw`] draws from each row of logits: of what leaves some tokens out, one of so many is rarely none.
 pub const DRAWS: usize = 8;
+
+/// Tokens that [`Call::TopK`] finds of each row of logits, at most: above what clients are given log-probabilities of.
+pub const TOP_K: usize = 32;
 
 impl Epilogue {
     /// Operands of a product up to its scales: x, weight, bias, residual.
@@ -283,6 +290,9 @@ pub enum Call {
     /// larger, what the tokens weigh that come before it (those of larger logits, and of equal ones those of smaller ids), and
     /// what all tokens weigh, where the most likely token weighs 1; else zeros.
     Rank,
+    /// `(logits [L, V], block_max [L, B], top_k [L]) -> most_likely [L, 2 * TOP_K]`, all f32 but `top_k`: ids of the first so many
+    /// tokens of a row in order (larger logits first, of equal ones smaller ids), then their logits; zeros behind both.
+    TopK,
 }
 
 /// Numbers that [`Call::Rank`] finds of a token.
@@ -301,6 +311,7 @@ impl Call {
             Call::LogitStats => "logit_stats",
             Call::Draw => "draw",
             Call::Rank => "rank",
+            Call::TopK => "top_k",
         }
     }
 }

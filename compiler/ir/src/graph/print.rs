@@ -61,7 +61,7 @@ fn attributes(op: &Op) -> Vec<String> {
 
 fn call_attributes(call: &Call) -> Vec<String> {
     match call {
-        Call::Embed { values: None } | Call::LogitStats | Call::Draw | Call::Rank => vec![],
+        Call::Embed { values: None } | Call::LogitStats | Call::Draw | Call::Rank | Call::TopK => vec![],
         Call::Embed { values: Some(Dequantize { group, out }) } => {
             let scales = group.map_or(Scales::Rows, Scales::Groups);
             scales_of(scales).chain([format!("out = {out}")]).collect()

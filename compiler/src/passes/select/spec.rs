@@ -49,6 +49,7 @@ impl Selection<'_> {
                 Spec::LogitStats(LogitStats { vocab, runs, parts })
             }
             Call::Rank => Spec::Rank(Draw { vocab: self.columns(self.operand(n, 0)?)? }),
+            Call::TopK => Spec::TopK(Draw { vocab: self.columns(self.operand(n, 0)?)? }),
             Call::Draw => Spec::Draw(Draw { vocab: self.columns(self.operand(n, 0)?)? }),
         };
         Ok(vec![(None, spec)])
@@ -381,6 +382,7 @@ pub(super) fn symbol(spec: &Spec) -> String {
         Spec::Draw(s) => format!("draw_v{}", s.vocab),
         Spec::Feed(s) => format!("feed_v{}_l{}", s.vocab, s.rows),
         Spec::Rank(s) => format!("rank_v{}", s.vocab),
+        Spec::TopK(s) => format!("top_k_v{}", s.vocab),
     }
 }
 

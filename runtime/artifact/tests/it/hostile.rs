@@ -100,12 +100,12 @@ fn every_truncation_is_refused() {
 #[test]
 fn versions_that_it_cannot_read() {
     let of = |format: &str| zip_of(&[("manifest.json", &manifest_json(format))]);
-    refused(&of("3.0"), "artifact format 3.0, but this rvllm reads 2.2");
-    refused(&of("2.3"), "artifact format 2.3, but this rvllm reads 2.2");
-    refused(&of("1.1"), "artifact format 1.1, but this rvllm reads 2.2");
-    refused(&of("one"), "artifact format one, but this rvllm reads 2.2");
+    refused(&of("3.0"), "artifact format 3.0, but this rvllm reads 2.3");
+    refused(&of("2.4"), "artifact format 2.4, but this rvllm reads 2.3");
+    refused(&of("1.1"), "artifact format 1.1, but this rvllm reads 2.3");
+    refused(&of("one"), "artifact format one, but this rvllm reads 2.3");
     let future = br#"{"format": "7.3", "unheard_of": [1, 2]}"#;
-    refused(&zip_of(&[("manifest.json", future)]), "artifact format 7.3, but this rvllm reads 2.2");
+    refused(&zip_of(&[("manifest.json", future)]), "artifact format 7.3, but this rvllm reads 2.3");
     let message = open(&of("2.0")).unwrap_err().to_string();
     assert!(!message.contains("artifact format"), "{message}");
 }

@@ -96,7 +96,16 @@ pub(crate) fn plan() -> Plan {
                 vec![variant(None, 1, &grid)],
             ),
         ],
-        outputs: Outputs { logits: 1, max: 2, logsumexp: 3, block_max: 4, block_sum: 5, draws: 6, ranks: 7 },
+        outputs: Outputs {
+            logits: 1,
+            max: 2,
+            logsumexp: 3,
+            block_max: 4,
+            block_sum: 5,
+            draws: 6,
+            ranks: 7,
+            most_likely: None,
+        },
         feeds: false,
     }
 }

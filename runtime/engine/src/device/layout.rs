@@ -11,7 +11,7 @@ pub(super) const PADDING: usize = 64;
 const LINE: u64 = 64;
 
 /// All inputs, in the order of their ranges. The block table is last: only what a step uses of it has to be moved.
-pub(super) const INPUTS: [Input; 12] = [
+pub(super) const INPUTS: [Input; 13] = [
     Input::TokenIds,
     Input::Positions,
     Input::SlotMapping,
@@ -21,6 +21,7 @@ pub(super) const INPUTS: [Input; 12] = [
     Input::Temperature,
     Input::Uniform,
     Input::Ranked,
+    Input::TopK,
     Input::TileSeq,
     Input::TileStart,
     Input::BlockTable,
@@ -54,7 +55,7 @@ impl InputLayout {
                 Input::QueryStartLoc => seqs + 1,
                 Input::SeqLens => seqs,
                 Input::BlockTable => seqs * max_blocks as usize,
-                Input::LogitsIndices | Input::Temperature | Input::Ranked => rows,
+                Input::LogitsIndices | Input::Temperature | Input::Ranked | Input::TopK => rows,
                 Input::Uniform => 2 * DRAWS * rows,
             };
             let offset = bytes;

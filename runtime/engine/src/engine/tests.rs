@@ -20,6 +20,7 @@ use std::{
 
 mod beam;
 mod feed;
+mod logprobs;
 mod policy;
 mod prefix_caching;
 mod score;
@@ -53,6 +54,7 @@ struct Computed {
     logsumexp: Vec<f32>,
     draws: Vec<f32>,
     ranks: Vec<f32>,
+    most_likely: Vec<f32>,
 }
 
 impl FakeForward {
@@ -115,6 +117,7 @@ impl FakeForward {
         let is_ranked = |of: usize| of / RANK < step.ranked[i] as usize;
         let ranks = draw::rank(&row, temperature, &draws).into_iter().enumerate();
         to.ranks.extend(ranks.map(|(of, number)| if is_ranked(of) { number } else { 0.0 }));
+        to.most_likely.extend(draw::top_k(&row, step.top_k[i]));
         to.max.push(row.max);
         let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
         to.logsumexp.push(if self.broken { f32::NAN } else { sum.ln() as f32 });
@@ -130,9 +133,9 @@ impl FakeForward {
 
     /// What was had.
     fn logits(&self) -> Logits<'_> {
-        let Computed { logits, max, logsumexp, blocks, draws, ranks } = &self.had;
+        let Computed { logits, max, logsumexp, blocks, draws, ranks, most_likely } = &self.had;
         let Blocks { max: block_max, sum: block_sum } = blocks;
-        Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max, block_sum, draws, ranks }
+        Logits { vocab_size: VOCAB as usize, logits, max, logsumexp, block_max, block_sum, draws, ranks, most_likely }
     }
 }
 

@@ -230,7 +230,16 @@ fn where_all_is_forbidden_an_allowed_token_is_chosen() {
 fn logprobs_are_of_the_row_and_name_each_token_once() {
     let logits = [1.0f32, 3.0, 2.0, 0.0];
     let logsumexp = logits.iter().map(|l| l.exp()).sum::<f32>().ln();
-    let row = Row { logits: &logits, max: 3.0, logsumexp, block_max: &[3.0], block_sum: &[], draws: &[], ranks: &[] };
+    let row = Row {
+        logits: &logits,
+        max: 3.0,
+        logsumexp,
+        block_max: &[3.0],
+        block_sum: &[],
+        draws: &[],
+        ranks: &[],
+        most_likely: [&[]; 2],
+    };
     let of = |token, count| -> Vec<(u32, u32)> {
         logprobs(&row, token, count, &[]).iter().map(|t| (t.id, t.rank)).collect()
     };

@@ -55,7 +55,17 @@ impl Forward for ScriptForward {
         self.logsumexp = vec![(f64::from(PEAK).exp() + vocab as f64 - 1.0).ln() as f32; rows];
         let ScriptForward { logits, max, logsumexp, blocks, .. } = self;
         let Blocks { max: block_max, sum: block_sum } = blocks;
-        Ok(Logits { vocab_size: vocab, logits, max, logsumexp, block_max, block_sum, draws: &[], ranks: &[] })
+        Ok(Logits {
+            vocab_size: vocab,
+            logits,
+            max,
+            logsumexp,
+            block_max,
+            block_sum,
+            draws: &[],
+            ranks: &[],
+            most_likely: &[],
+        })
     }
 
     fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), DeviceError> {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::graph::{
     Attention, Call, Epilogue, Quantize, Scales,
-    op::{DRAWS, RANK, STATS_BLOCK},
+    op::{DRAWS, RANK, STATS_BLOCK, TOP_K},
 };
 
 /// Results of `call`; as [`ops::evaluate`]: the graph is legal, KV operands are left out.
@@ -26,6 +26,7 @@ pub(super) fn evaluate(call: &Call, operands: &[&Tensor], kv: &mut KvState) -> R
         }
         Call::PagedAttention(attention) => paged_attention(attention, operands, kv),
         Call::LogitStats => Ok(logit_stats(operands[0], operands[1].floats())),
+        Call::TopK => Ok(vec![top_k(operands[0], operands[2].ints())]),
         Call::Rank => Ok(vec![rank(operands[0], operands[4].floats(), operands[5].floats(), operands[6].ints())]),
         Call::Draw => Ok(vec![draw(operands[0], operands[4].floats(), operands[5].floats())]),
     }
@@ -177,4 +178,17 @@ fn rank(logits: &Tensor, temperature: &[f32], draws: &[f32], ranked: &[i32]) -> 
         }
     }
     Tensor::f32(&[logits.dims[0], RANK * DRAWS], ranks)
+}
+
+fn top_k(logits: &Tensor, top_k: &[i32]) -> Tensor {
+    let mut most_likely = vec![];
+    for (row, count) in logits.floats().chunks_exact(logits.last().max(1)).zip(top_k) {
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+        let found = &order[..TOP_K.min(row.len()).min(usize::try_from(*count).unwrap_or(0))];
+        let zeros = || std::iter::repeat_n(0.0, TOP_K - found.len());
+        most_likely.extend(found.iter().map(|id| *id as f32).chain(zeros()));
+        most_likely.extend(found.iter().map(|id| row[*id]).chain(zeros()));
+    }
+    Tensor::f32(&[logits.dims[0], 2 * TOP_K], most_likely)
 }

@@ -3,7 +3,10 @@
 use super::{Error, KvState, Tensor};
 use crate::{
     expr::Sym,
-    graph::{Input, op::DRAWS},
+    graph::{
+        Input,
+        op::{DRAWS, TOP_K},
+    },
 };
 
 /// What one sequence brings to a step.
@@ -42,6 +45,8 @@ pub struct StepInputs {
     pub uniform: Vec<f32>,
     /// `[L]`.
     pub ranked: Vec<i32>,
+    /// `[L]`.
+    pub top_k: Vec<i32>,
     /// `[Q]`.
     pub tile_seq: Vec<i32>,
     /// `[Q]`.
@@ -52,7 +57,7 @@ pub struct StepInputs {
 
 impl StepInputs {
     /// A batch of `sequences`, in query tiles of at most `query_tile` tokens, that asks for the logits of each
-    /// sequence's last token, at temperature 1 and with random numbers of 0, and ranks all that is drawn. `max_model_len` is the longest sequence's length.
+    /// sequence's last token, at temperature 1 and with random numbers of 0, ranks all that is drawn and finds TOP_K tokens of each row. `max_model_len` is the longest sequence's length.
     pub fn ragged(sequences: &[Sequence<'_>], block_size: usize, query_tile: usize) -> StepInputs {
         let block_size = block_size.max(1);
         let max_blocks = sequences.iter().map(|s| s.blocks.len()).max().unwrap_or(0);
@@ -85,8 +90,8 @@ impl StepInputs {
     pub fn with_all_logits(self) -> StepInputs {
         let tokens = self.token_ids.len();
         let (temperature, uniform) = (vec![1.0; tokens], vec![0.0; 2 * DRAWS * tokens]);
-        let ranked = vec![DRAWS as i32; tokens];
-        StepInputs { logits_indices: (0..tokens as i32).collect(), temperature, uniform, ranked, ..self }
+        let (ranked, top_k) = (vec![DRAWS as i32; tokens], vec![TOP_K as i32; tokens]);
+        StepInputs { logits_indices: (0..tokens as i32).collect(), temperature, uniform, ranked, top_k, ..self }
     }
 
     fn append(&mut self, s: &Sequence<'_>, block_size: usize, query_tile: usize) {
@@ -107,6 +112,7 @@ impl StepInputs {
         self.temperature.resize(self.logits_indices.len(), 1.0);
         self.uniform.resize(2 * DRAWS * self.logits_indices.len(), 0.0);
         self.ranked.resize(self.logits_indices.len(), DRAWS as i32);
+        self.top_k.resize(self.logits_indices.len(), TOP_K as i32);
         let padding = std::iter::repeat_n(0, self.max_blocks - s.blocks.len());
         self.block_table.extend(s.blocks.iter().map(|b| *b as i32).chain(padding));
         self.max_model_len = self.max_model_len.max(len);
@@ -141,6 +147,7 @@ impl StepInputs {
                 return Some(Tensor::f32(&[self.temperature.len(), 2 * DRAWS], self.uniform.clone()));
             }
             Input::Ranked => &self.ranked,
+            Input::TopK => &self.top_k,
             Input::TileSeq => &self.tile_seq,
             Input::TileStart => &self.tile_start,
             Input::Kv(_) => return None,
@@ -159,6 +166,7 @@ impl StepInputs {
             ("temperature", self.temperature.len(), self.logits_indices.len()),
             ("uniform", self.uniform.len(), 2 * DRAWS * self.logits_indices.len()),
             ("ranked", self.ranked.len(), self.logits_indices.len()),
+            ("top_k", self.top_k.len(), self.logits_indices.len()),
             ("tile_start", self.tile_start.len(), self.tile_seq.len()),
         ];
         for (name, found, expected) in lengths {

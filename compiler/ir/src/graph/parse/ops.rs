@@ -83,6 +83,7 @@ fn call<'a>(c: &mut Cursor<'a>) -> Read<(Op, Vec<Operand<'a>>)> {
         "logit_stats" => Call::LogitStats,
         "draw" => Call::Draw,
         "rank" => Call::Rank,
+        "top_k" => Call::TopK,
         _ => return Err(crate::Diagnostic::new(format!("unknown kernel @{kernel}"), Some(at))),
     };
     attrs.finish()?;

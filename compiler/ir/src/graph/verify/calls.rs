@@ -8,7 +8,7 @@ use crate::{
     expr::Sym,
     graph::{
         Attention, Call, Dequantize, Epilogue, Quantize, Scales, ValueType,
-        op::{DRAWS, RANK, STATS_BLOCK},
+        op::{DRAWS, RANK, STATS_BLOCK, TOP_K},
     },
     types::{DType, Dim, TensorType},
 };
@@ -25,6 +25,7 @@ pub(super) fn infer(call: &Call, o: Operands<'_>) -> Inferred {
         Call::LogitStats => logit_stats(o),
         Call::Draw => draw(o),
         Call::Rank => rank(o),
+        Call::TopK => top_k(o),
     }
 }
 
@@ -228,14 +229,19 @@ fn logit_stats(o: Operands<'_>) -> Inferred {
     Ok(vec![row.clone(), row, blocks.clone(), blocks])
 }
 
-/// The number of rows, after logits, max, block_max, block_sum and temperature.
-fn weights(o: Operands<'_>) -> Result<Dim, String> {
+/// The number of rows of logits, and the type of what each has of its blocks.
+fn blocks(o: Operands<'_>) -> Result<(Dim, TensorType), String> {
     let x = o.ranked(0, "logits", 2)?;
     if x.dtype != DType::F32 {
         return Err(format!("`{}` needs logits in f32, not {x}", o.op));
     }
     let (rows, blocks) = (x.dims[0], o.last(x, "logits")?.div_ceil(STATS_BLOCK));
-    let blocks = TensorType::new([rows, Dim::Const(blocks)], DType::F32);
+    Ok((rows, TensorType::new([rows, Dim::Const(blocks)], DType::F32)))
+}
+
+/// The number of rows, after logits, max, block_max, block_sum and temperature.
+fn weights(o: Operands<'_>) -> Result<Dim, String> {
+    let (rows, blocks) = blocks(o)?;
     o.exactly(1, "max", &TensorType::new([rows], DType::F32))?;
     o.exactly(2, "block_max", &blocks)?;
     o.exactly(3, "block_sum", &blocks)?;
@@ -256,4 +262,12 @@ fn rank(o: Operands<'_>) -> Inferred {
     o.exactly(5, "draws", &TensorType::new([rows, Dim::Const(DRAWS)], DType::F32))?;
     o.exactly(6, "ranked", &TensorType::new([Sym::L], DType::I32))?;
     one([rows, Dim::Const(RANK * DRAWS)], DType::F32)
+}
+
+fn top_k(o: Operands<'_>) -> Inferred {
+    o.count(3)?;
+    let (rows, blocks) = blocks(o)?;
+    o.exactly(1, "block_max", &blocks)?;
+    o.exactly(2, "top_k", &TensorType::new([Sym::L], DType::I32))?;
+    one([rows, Dim::Const(2 * TOP_K)], DType::F32)
 }

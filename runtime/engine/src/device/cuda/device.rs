@@ -28,7 +28,7 @@ use crate::{
 };
 use rvllm_artifact::{
     manifest::KvCache,
-    plan::{Arg, DRAWS, Plan, RANK},
+    plan::{Arg, DRAWS, Plan, RANK, TOP_K},
 };
 use std::{
     ops::Range,
@@ -393,6 +393,7 @@ struct HostOutputs {
     /// By the place of the step.
     drawn: [[OutputPart; 3]; 2],
     others: [OutputPart; 4],
+    most_likely: Option<OutputPart>,
 }
 
 impl HostOutputs {
@@ -414,7 +415,8 @@ impl HostOutputs {
         let mut drawn = || Ok::<_, DeviceError>([part(max)?, part(logsumexp)?, part(draws)?]);
         let drawn = [drawn()?, drawn()?];
         let others = [part(ranks)?, part(block_max)?, part(block_sum)?, part((outputs.logits, vocab))?];
-        Ok(HostOutputs { memory: Pinned::new(gpu, end)?, drawn, others })
+        let most_likely = outputs.most_likely.map(|id| part((id, 2 * TOP_K))).transpose()?;
+        Ok(HostOutputs { memory: Pinned::new(gpu, end)?, drawn, others, most_likely })
     }
 
     /// Brings what the step reads of its rows: of all what was drawn and the statistics of the whole row.
@@ -423,6 +425,10 @@ impl HostOutputs {
         let [ranks, block_max, block_sum, _] = self.others;
         for part in self.drawn[place] {
             self.fetch_rows(stream, arena, part, 0..rows)?;
+        }
+        if let Some(most_likely) = self.most_likely {
+            let asked = |row: usize| step.top_k.get(row).is_some_and(|count| *count > 0);
+            runs(rows, asked).try_for_each(|rows| self.fetch_rows(stream, arena, most_likely, rows))?;
         }
         let reads = |row: usize| step.reads.get(row).copied().unwrap_or_default();
         for ranked in runs(rows, |row| reads(row) == Reads::Ranks) {
@@ -451,7 +457,7 @@ impl HostOutputs {
     }
 
     fn read(&self, place: usize, buffer: u32, len: usize) -> Option<&[f32]> {
-        let mut parts = self.drawn[place].into_iter().chain(self.others);
+        let mut parts = self.drawn[place].into_iter().chain(self.others).chain(self.most_likely);
         let (_, _, at, _) = parts.find(|(id, ..)| *id == buffer)?;
         self.memory.floats(at, len)
     }
@@ -475,7 +481,16 @@ mod tests {
             weights: vec![],
             kernels: vec![],
             launches: vec![plan::Launch { name: "x".into(), args: vec![], variants }],
-            outputs: Outputs { logits: 0, max: 0, logsumexp: 0, block_max: 0, block_sum: 0, draws: 0, ranks: 0 },
+            outputs: Outputs {
+                logits: 0,
+                max: 0,
+                logsumexp: 0,
+                block_max: 0,
+                block_sum: 0,
+                draws: 0,
+                ranks: 0,
+                most_likely: None,
+            },
             feeds: false,
         }
     }
