@@ -249,13 +249,17 @@ impl<'a> Weights<'a> {
     /// as all of those runs, as no other run has one of them.
     fn bounds(&self) -> [f64; 2] {
         let count = usize::try_from(self.params.top_k).unwrap_or(0);
-        let largest = self.row.largest_of_blocks(count);
-        let Some(last) = largest.last() else { return [0.0, f64::INFINITY] };
-        let left = largest.iter().map(|max| self.of(*max)).filter(|weight| *weight >= f64::from(self.params.min_p));
+        let runs = self.row.largest_runs(count);
+        if runs.is_empty() {
+            return [0.0, f64::INFINITY];
+        }
         let Row { block_max, block_sum, .. } = self.row;
-        let of_run = |run: usize| f64::from(block_sum[run]) * self.of(block_max[run]);
-        let most: f64 = self.row.blocks_from(*last).map(of_run).sum();
-        [left.sum(), most * (1.0 + ROUNDING)]
+        let mut weights: Vec<f32> = runs.iter().map(|run| block_max[*run as usize]).collect();
+        softmax::to_weights(self.scale, &mut weights);
+        let left = weights[..count].iter().filter(|weight| **weight >= self.params.min_p);
+        let of_runs =
+            runs.iter().zip(&weights).map(|(run, weight)| f64::from(block_sum[*run as usize]) * f64::from(*weight));
+        [left.copied().map(f64::from).sum(), of_runs.sum::<f64>() * (1.0 + ROUNDING)]
     }
 
     /// Whether nothing but top_p leaves tokens out.

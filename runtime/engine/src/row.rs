@@ -173,25 +173,29 @@ impl<'a> Row<'a> {
         if count == 0 || count > self.block_max.len() {
             return f32::NEG_INFINITY;
         }
-        if let Some(lowest) = self.largest_of_blocks(count).last() {
-            return *lowest;
+        if let Some(run) = self.largest_runs(count).get(count - 1) {
+            return self.block_max[*run as usize];
         }
         let mut maxima = self.block_max.to_vec();
         *maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
     }
 
-    /// The `count` largest of the maxima, in order; none where there are not as many, or where that is not few.
-    pub(crate) fn largest_of_blocks(&self, count: usize) -> Vec<f32> {
+    /// The runs of the `count` largest maxima, of which the smallest is number `count - 1`, and behind them others where that is as
+    /// large; none where there are not as many runs, or where that is not few.
+    pub(crate) fn largest_runs(&self, count: usize) -> Vec<u32> {
         if count > self.block_max.len() || !(1..=GROUPS).contains(&count) {
             return vec![];
         }
         // Each group's largest is one of the maxima: as many of these as are asked for reach what bounds the others.
         let mut of_groups = softmax::largest_of_groups(self.block_max);
         let bound = *of_groups.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1;
-        let mut largest = reaching(self.block_max, bound);
-        largest.sort_unstable_by(|a, b| b.total_cmp(a));
-        largest.truncate(count);
-        largest
+        let mut runs = reaching(self.block_max, bound);
+        let max = |run: u32| self.block_max[run as usize];
+        let (_, last, behind) = runs.select_nth_unstable_by(count - 1, |a, b| max(*b).total_cmp(&max(*a)));
+        let equal = behind.iter().filter(|run| max(**run) >= max(*last)).count();
+        behind.sort_unstable_by(|a, b| max(*b).total_cmp(&max(*a)));
+        runs.truncate(count + equal);
+        runs
     }
 
     /// The tokens of run `block` with a logit of at least `bound`.
@@ -229,12 +233,12 @@ impl<'a> Row<'a> {
     }
 }
 
-/// The values that are at least `bound`, in their order.
-fn reaching(values: &[f32], bound: f32) -> Vec<f32> {
-    let (mut found, mut count) = (vec![0.0; values.len() + 1], 0);
-    for value in values {
+/// Which of the values are at least `bound`.
+fn reaching(values: &[f32], bound: f32) -> Vec<u32> {
+    let (mut found, mut count) = (vec![0; values.len() + 1], 0);
+    for (i, value) in (0..).zip(values) {
         // Written whether it is one or not: which are is hard to predict.
-        found[count] = *value;
+        found[count] = i;
         count += usize::from(*value >= bound);
     }
     found.truncate(count);
@@ -292,8 +296,18 @@ mod tests {
             let row = Row { logits: none, max: 0.0, logsumexp: 0.0, block_max: &max, block_sum: none, draws: none, ranks: none, most_likely: [none; 2] };
             let mut sorted = max.clone();
             sorted.sort_by(|a, b| b.total_cmp(a));
-            let told = if (1..=GROUPS.min(max.len())).contains(&count) { &sorted[..count] } else { none };
-            prop_assert_eq!(row.largest_of_blocks(count), told);
+            let runs = row.largest_runs(count);
+            if (1..=GROUPS.min(max.len())).contains(&count) {
+                let last = sorted[count - 1];
+                prop_assert_eq!(max[runs[count - 1] as usize], last);
+                let (mut found, mut all) = (runs, (0..max.len() as u32).filter(|i| max[*i as usize] >= last).collect::<Vec<_>>());
+                prop_assert!(found[count..].iter().all(|run| max[*run as usize] == last));
+                found.sort_unstable();
+                all.sort_unstable();
+                prop_assert_eq!(found, all);
+            } else {
+                prop_assert_eq!(runs, Vec::<u32>::new());
+            }
             let from: Vec<usize> = row.blocks_from(bound as f32).collect();
             prop_assert_eq!(from, (0..max.len()).filter(|i| max[*i] >= bound as f32).collect::<Vec<_>>());
         }

@@ -102,6 +102,12 @@ fn weigh(scale: Scale, logits: &[f32], weights: &mut [f32], groups: &mut [f64]) 
     sum_groups(weights, groups);
 }
 
+/// Makes weights of logits.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
+pub(crate) fn to_weights(scale: Scale, logits: &mut [f32]) {
+    logits.iter_mut().for_each(|logit| *logit = scale.weight(*logit));
+}
+
 /// The weight of each run, and of each group of them.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2", "x86_64+avx2"))]
 fn weigh_runs(scale: Scale, max: &[f32], sum: &[f32], weights: &mut [f32], groups: &mut [f64]) {
