@@ -108,7 +108,7 @@ impl NoModel {
     fn draw(&self, step: &Step) -> [Vec<f32>; 3] {
         let [mut drawn, mut ranked, mut found] = [vec![], vec![], vec![]];
         for (i, numbers) in step.uniform.as_chunks().0.iter().enumerate() {
-            let (row, temperature) = (self.logits(step.logits_indices.len()).row(i, 0), step.temperature[i]);
+            let (row, temperature) = (self.logits(step.logits_indices.len()).row(i), step.temperature[i]);
             let draws = draw::draw(&row, temperature, numbers);
             let ranks = if step.ranked[i] > 0 { draw::rank(&row, temperature, &draws) } else { [0.0; _] };
             drawn.extend(draws);

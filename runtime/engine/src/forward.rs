@@ -88,10 +88,15 @@ pub struct Row<'a> {
 
 impl<'a> Logits<'a> {
     /// Row `i`, of which the step asked for so many of the most likely tokens.
-    pub fn row(&self, i: usize, top_k: i32) -> Row<'a> {
+    pub fn row_with_top(&self, i: usize, top_k: i32) -> Row<'a> {
         let found = self.most_likely.get(2 * i * TOP_K..2 * (i + 1) * TOP_K).unwrap_or_default();
         let (ids, logits) = found.split_at(found.len() / 2);
         let count = usize::try_from(top_k).unwrap_or(0).min(ids.len());
+        Row { most_likely: [&ids[..count], &logits[..count]], ..self.row(i) }
+    }
+
+    /// Row `i`, without its most likely tokens.
+    pub fn row(&self, i: usize) -> Row<'a> {
         let blocks = self.vocab_size.div_ceil(LOGITS_BLOCK);
         Row {
             logits: &self.logits[i * self.vocab_size..][..self.vocab_size],
@@ -101,7 +106,7 @@ impl<'a> Logits<'a> {
             block_sum: &self.block_sum[i * blocks..][..blocks],
             draws: self.draws.get(i * DRAWS..(i + 1) * DRAWS).unwrap_or_default(),
             ranks: self.ranks.get(i * RANK * DRAWS..(i + 1) * RANK * DRAWS).unwrap_or_default(),
-            most_likely: [&ids[..count], &logits[..count]],
+            most_likely: [&[]; 2],
         }
     }
 }

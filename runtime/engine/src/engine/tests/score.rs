@@ -7,7 +7,7 @@ fn rows(engine: &mut Engine, text: &[u32]) -> Result<Vec<Vec<f32>>, EngineError>
     let mut scoring = engine.score(text)?;
     while let Some(scored) = scoring.next_rows()? {
         assert_eq!(scored.first, all.len());
-        all.extend((0..scored.rows).map(|i| scored.logits.row(i, 0).logits.to_vec()));
+        all.extend((0..scored.rows).map(|i| scored.logits.row(i).logits.to_vec()));
     }
     Ok(all)
 }
