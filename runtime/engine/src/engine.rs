@@ -516,7 +516,8 @@ impl Queue {
         let ranked = uses.iter().enumerate().filter(|(i, _)| step.reads[*i] == Reads::Ranks);
         let undecided = |(i, row_use): &(usize, &RowUse)| {
             let request = self.requests.get(&row_use.request_id);
-            request.is_some_and(|request| request.needs_all(row_use.key.index, &logits.row_with_top(*i, step.top_k[*i])))
+            request
+                .is_some_and(|request| request.needs_all(row_use.key.index, &logits.row_with_top(*i, step.top_k[*i])))
         };
         ranked.filter(undecided).map(|(i, _)| i).collect()
     }

@@ -7,6 +7,7 @@ use super::{
         operand::INSTRUCTION_K,
         place::Place,
         tile::{Data, Tile},
+        wgmma::ops::DESCRIPTOR,
     },
     find::{DEPTH, LINE, LINE_BYTES, M, PATTERN, Stream},
     ring::Slot,
@@ -35,6 +36,12 @@ impl Lower<'_> {
         element(self.kernel.params[stream.tensor].ty.dtype)
     }
 
+    /// An address as descriptors have it, known to be that of all lanes.
+    fn shared_address(&mut self, p: Ssa) -> Ssa {
+        let at = self.w.address(p);
+        self.w.uniform(at)
+    }
+
     /// Begins a product of two streams, the left of which is kept, the right in a slot.
     pub(super) fn begin_first(&mut self, s: &Stmt, right: Slot) -> Result<Vec<Ssa>, Error> {
         let Inst::Mma { a, b, acc } = s.inst else { return Err(self.unsupported("a product that is none")) };
@@ -47,13 +54,14 @@ impl Lower<'_> {
         let group = self.w.over(group, 2 * M);
         let rows = self.w.times(group, M * LINE_BYTES);
         let start = self.w.advance(kept.start, rows);
-        let (a, b) = (self.w.descriptor(start), self.w.descriptor(right.start));
+        let [a, b] = [start, right.start].map(|p| self.shared_address(p));
         let ty = Ty::Struct(n / 2, Elem::F32);
         let mut sums = self.w.nullary("llvm.mlir.zero", ty);
         let elem = self.dtype_of(&left);
         for (line, k) in (0..left.lines()).flat_map(|l| (0..LINE / DEPTH).map(move |k| (l, k))) {
-            let a = self.w.behind(a, line * left.line_bytes() + k * 2 * DEPTH);
-            let b = self.w.behind(b, line * stream.line_bytes() + k * 2 * DEPTH);
+            let sides = [(a, left.line_bytes()), (b, stream.line_bytes())];
+            let [a, b] =
+                sides.map(|(at, line_bytes)| self.w.descriptor_at(at, DESCRIPTOR, line * line_bytes + k * 2 * DEPTH));
             sums = self.w.multiply([a, b], sums, false, [n, DEPTH], elem);
         }
         Ok((0..n / 2).map(|i| self.w.member(sums, i)).collect())
@@ -62,11 +70,11 @@ impl Lower<'_> {
     /// Begins a product of what was computed with a stream in a slot.
     pub(super) fn begin_second(&mut self, v: Val, right: Slot, (a, sums): (&[Ssa], &[Ssa])) -> Result<Vec<Ssa>, Error> {
         let stream = self.streamed(v).ok_or_else(|| self.misplaced(v, "what is streamed"))?;
-        let b = self.w.descriptor_with(right.start, TRANSPOSED | ((stream.line_bytes() / 16) as i64) << 16);
+        let (b, base) = (self.shared_address(right.start), TRANSPOSED | ((stream.line_bytes() / 16) as i64) << 16);
         let elem = self.dtype_of(&stream);
         let mut sums = sums.to_vec();
         for (step, a) in a.chunks(4).enumerate() {
-            let b = self.w.behind(b, step * INSTRUCTION_K * LINE_BYTES);
+            let b = self.w.descriptor_at(b, base, step * INSTRUCTION_K * LINE_BYTES);
             sums = self.w.multiply_registers(a, b, &sums, elem);
         }
         Ok(sums)

@@ -12,7 +12,7 @@ pub(in crate::nvidia) const EVICT_LAST: i64 = 0x14F0_0000_0000_0000;
 
 /// A matrix operand in shared memory, K-major with 128-byte swizzle, without its address: bits 62 and up the swizzle, 32 to
 /// 45 the distance of groups of eight rows, 16 to 29 one (not used with a swizzle); addresses and distances in 16 bytes, so that eight lines are half their bytes.
-const DESCRIPTOR: i64 = (1 << 62) | ((LINE_BYTES as i64 / 2) << 32) | (1 << 16);
+pub(in crate::nvidia) const DESCRIPTOR: i64 = (1 << 62) | ((LINE_BYTES as i64 / 2) << 32) | (1 << 16);
 
 /// The bits of an address that a descriptor takes.
 const ADDRESS: usize = 0x3ffff;
@@ -221,12 +221,30 @@ impl Writer {
 
     /// A descriptor that is this one but for the address. In a cluster an address says which CTA's memory it is of, too.
     pub(in crate::nvidia) fn descriptor_with(&mut self, p: Ssa, base: i64) -> Ssa {
+        let at = self.address(p);
+        self.descriptor_at(at, base, 0)
+    }
+
+    /// What a descriptor has of an address: 32 bits, to which distances are added in 16 bytes.
+    pub(in crate::nvidia) fn address(&mut self, p: Ssa) -> Ssa {
         let at = self.op(I32, format_args!("llvm.ptrtoint {p} : !llvm.ptr<3> to i32"));
         let at = self.with("arith.andi", at, ADDRESS);
-        let at = self.with("arith.shrui", at, 4);
-        let at = self.wide(at);
-        let base = self.int(base);
-        self.binary("arith.ori", at, base)
+        self.with("arith.shrui", at, 4)
+    }
+
+    /// The descriptor of what lies so many bytes behind that.
+    pub(in crate::nvidia) fn descriptor_at(&mut self, at: Ssa, base: i64, bytes: usize) -> Ssa {
+        // one addition of 32 bits beside a constant: what is above is not the address's
+        let low = self.plus(at, (base & i64::from(u32::MAX)) as usize + (bytes >> 4));
+        let low = self.wide(low);
+        let high = self.int(base >> 32 << 32);
+        self.binary("arith.ori", low, high)
+    }
+
+    /// The number that the warp's first lane has: the assembler keeps what is computed of it once for all lanes.
+    pub(in crate::nvidia) fn uniform(&mut self, v: Ssa) -> Ssa {
+        let [all, first, clamp] = [-1, 0, 31].map(|c| self.ints(I32, c));
+        self.intrinsic("llvm.nvvm.shfl.sync.idx.i32", &[all, v, first, clamp], I32)
     }
 
     /// The descriptor of what lies so many bytes behind.
