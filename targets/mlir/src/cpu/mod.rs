@@ -16,6 +16,7 @@ mod deferred;
 mod integer;
 mod load;
 mod mma;
+mod nibbles;
 mod operand;
 mod pipeline;
 mod reduce;
