@@ -62,7 +62,7 @@ struct Compile {
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
     dtype: DTypeArg,
     /// Element type of the KV cache; auto is that of activations. fp8 (e4m3) and int8 have a scale for each token and KV head, half
-    /// the bytes of bf16 and a little more; bf16 and f16 halve the cache of a model in f32. CPU targets only.
+    /// the bytes of bf16 and a little more; bf16 and f16 halve the cache of a model in f32.
     #[arg(long, value_enum, default_value_t = KvCacheArg::Auto)]
     kv_cache_dtype: KvCacheArg,
     /// Quantise the weights of all matrix products and the activations that they meet: int8 has a scale for each output,

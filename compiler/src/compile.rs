@@ -138,7 +138,7 @@ impl<'a> Compilation<'a> {
         limits: Limits,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        let stored = kv_cache::stored(options.kv_cache_dtype, model.dtype, targets)?;
+        let stored = kv_cache::stored(options.kv_cache_dtype, model.dtype)?;
         let graph = check("the model", model.architecture.build(model.dtype))?;
         let tensors = import::tensors(&graph);
         model.check(&tensors)?;

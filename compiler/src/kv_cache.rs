@@ -7,22 +7,14 @@ use crate::{
     options::KvCacheChoice,
 };
 use rvllm_ir::DType;
-use rvllm_targets::Target;
 
 /// The cache's element type for a model that computes in `dtype`; `None` where it is that.
-pub(crate) fn stored(choice: KvCacheChoice, dtype: DType, targets: &[Target]) -> Result<Option<DType>> {
+pub(crate) fn stored(choice: KvCacheChoice, dtype: DType) -> Result<Option<DType>> {
     let Some(stored) = asked(choice).filter(|stored| *stored != dtype) else { return Ok(None) };
-    if let Some(help) = refused(stored, dtype) {
-        return Err(Error::Options(format!(
-            "--kv-cache-dtype asks for a cache in {stored}, but the model computes in {dtype}, {help}"
-        )));
-    }
-    match targets.iter().find(|target| target.gpu.is_some()) {
+    match refused(stored, dtype) {
         None => Ok(Some(stored)),
-        Some(target) => Err(Error::Options(format!(
-            "--kv-cache-dtype asks for a cache in {stored}, but attention on {} reads one in {dtype} · help: --kv-cache-dtype \
-             auto, or a CPU target",
-            target.name
+        Some(help) => Err(Error::Options(format!(
+            "--kv-cache-dtype asks for a cache in {stored}, but the model computes in {dtype}, {help}"
         ))),
     }
 }
@@ -53,26 +45,23 @@ fn refused(stored: DType, dtype: DType) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn message(choice: KvCacheChoice, dtype: DType, target: &str) -> String {
-        let target = rvllm_targets::find(target, &|_| false).unwrap();
-        stored(choice, dtype, &[target]).unwrap_err().to_string()
+    fn message(choice: KvCacheChoice, dtype: DType) -> String {
+        stored(choice, dtype).unwrap_err().to_string()
     }
 
     #[test]
     fn narrower_types_are_taken_and_others_refused() {
-        let cpu = [rvllm_targets::find("znver4", &|_| false).unwrap()];
-        let stored = |choice, dtype| stored(choice, dtype, &cpu).unwrap();
+        let stored = |choice, dtype| stored(choice, dtype).unwrap();
         assert_eq!(stored(KvCacheChoice::Auto, DType::Bf16), None);
         assert_eq!(stored(KvCacheChoice::Bf16, DType::Bf16), None);
         assert_eq!(stored(KvCacheChoice::Bf16, DType::F32), Some(DType::Bf16));
         assert_eq!(stored(KvCacheChoice::Fp8, DType::Bf16), Some(DType::F8e4m3));
         assert_eq!(stored(KvCacheChoice::Int8, DType::F32), Some(DType::I8));
         assert_eq!(
-            message(KvCacheChoice::F32, DType::Bf16, "znver4"),
+            message(KvCacheChoice::F32, DType::Bf16),
             "--kv-cache-dtype asks for a cache in f32, but the model computes in bf16, so it would keep no more in twice the \
              bytes · help: --kv-cache-dtype auto, or --dtype f32"
         );
-        assert!(message(KvCacheChoice::F16, DType::Bf16, "znver4").contains("whose range it lacks"));
-        assert!(message(KvCacheChoice::Int8, DType::Bf16, "sm_90a").contains("on sm_90a reads one in bf16"));
+        assert!(message(KvCacheChoice::F16, DType::Bf16).contains("whose range it lacks"));
     }
 }

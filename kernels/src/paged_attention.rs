@@ -57,7 +57,7 @@ pub struct PagedAttention {
     pub query_tile: usize,
     /// Tokens that are worked on at once: fewer than a tile may have where most have few. Changes no bit.
     pub pass: usize,
-    /// Neighbouring blocks that an iteration visits together; 1 where the cache has scales.
+    /// Neighbouring blocks that an iteration visits together.
     pub blocks: usize,
     /// How many iterations loads run ahead.
     pub stages: usize,
@@ -265,17 +265,20 @@ impl Program {
     fn load(&self, k: &mut KernelBuilder, s: &PagedAttention, i: Val) -> Visited {
         let (d, size) = (s.cache.head_dim, s.cache.block_size);
         let (zero, first) = (k.index(0), k.scale(i, s.blocks));
-        let (mut keys, mut values, mut scales) = (vec![], vec![], None);
+        let (mut keys, mut values, mut scales) = (vec![], vec![], [vec![], vec![]]);
         for n in 0..s.blocks {
             let block = k.offset(first, n as i64);
             let block = self.existing(k, s, block);
             let block = k.read(self.block_table, &[self.tile.seq, block]);
             keys.push(k.load_operand(self.cache.keys, &[block, self.head, zero, zero], &[size, d]));
             values.push(k.load_operand(self.cache.values, &[block, self.head, zero, zero], &[d, size]));
-            scales = self.cache.scales.map(|of| of.map(|of| k.load(of, &[block, self.head, zero], &[size])));
+            for (of, scales) in self.cache.scales.into_iter().flatten().zip(&mut scales) {
+                scales.push(k.load(of, &[block, self.head, zero], &[size]));
+            }
         }
         let (keys, values) = (k.concat(&keys, 0), k.concat(&values, 1));
         let [keys, values] = [keys, values].map(|v| k.cast(v, s.cache.dtype));
+        let scales = self.cache.scales.map(|_| scales.map(|scales| k.concat(&scales, 0)));
         Visited { keys, values, scales }
     }
 

@@ -29,11 +29,15 @@ fn same(before: &[Vec<Arc<Tensor>>], after: &[Vec<Arc<Tensor>>], pass: &str) {
 }
 
 /// Max, logsumexp, and the maxima and sums of blocks of 256 are those of the logits; numbers of 0 draw the first token, as
-/// every one weighs something.
+/// every one weighs something; of the most likely tokens the first has the largest logit.
 fn statistics(outputs: &[Arc<Tensor>]) {
-    let [logits, max, logsumexp, block_max, block_sum, draws, _] = outputs else { panic!("{} outputs", outputs.len()) };
+    let [logits, max, logsumexp, block_max, block_sum, draws, _, most_likely] = outputs else {
+        panic!("{} outputs", outputs.len())
+    };
     let blocks = block_max.last();
     assert!(draws.floats().iter().all(|id| *id == 0.0));
+    let found = most_likely.floats().chunks(most_likely.last()).map(|row| row[most_likely.last() / 2]);
+    assert_eq!(found.collect::<Vec<_>>(), max.floats());
     for (i, row) in logits.floats().chunks(logits.last()).enumerate() {
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = row.iter().map(|x| f64::from(x - largest).exp()).sum();
@@ -123,14 +127,15 @@ fn calls(graph: &Graph) -> Vec<Call> {
 }
 
 /// A layer is eight launches: norm, qkv, rope and KV write, attention, o with residual, norm, gate·up, down with
-/// residual; around them the embedding, the last norm of chosen rows, logits, their statistics, what is drawn and its ranks.
+/// residual; around them the embedding, the last norm of chosen rows, logits, their statistics, what is drawn and its ranks, and
+/// the most likely.
 #[test]
 fn every_golden_fuses_into_eight_calls_a_layer() -> Result<()> {
     for dir in common::goldens()? {
         let model = common::model(&dir)?;
         let [_, _, fused] = model.graphs(DType::Bf16)?;
         let layers = model.architecture.facts().num_hidden_layers;
-        assert_eq!(calls(&fused).len(), 8 * layers + 6, "{}\n{fused}", dir.display());
+        assert_eq!(calls(&fused).len(), 8 * layers + 7, "{}\n{fused}", dir.display());
         let residuals =
             calls(&fused).iter().filter(|c| matches!(c, Call::Gemm { epilogue, .. } if epilogue.residual)).count();
         let gated =

@@ -44,7 +44,7 @@ struct Shape {
 pub(crate) fn run(path: &Path, args: &Args) -> Result<()> {
     let artifact = Artifact::open(path)?;
     let kv = &artifact.manifest().kv_cache;
-    let heads = [u64::from(kv.num_kv_heads), u64::from(kv.head_dim)] == [HEADS[1], HEAD_DIM] && kv.dtype.bits() == 16;
+    let heads = [u64::from(kv.num_kv_heads), u64::from(kv.head_dim)] == [HEADS[1], HEAD_DIM] && kv.dtype.bits() <= 16;
     ensure!(heads, "{} has other heads than the shapes that are known", path.display());
     let bench = Bench::new(&artifact, args)?;
     println!("{}: {:?}", path.display(), bench.gpu.facts());
@@ -58,7 +58,7 @@ pub(crate) fn run(path: &Path, args: &Args) -> Result<()> {
     println!("{:>5} {:>7} {:>9} {:>9} {:>8} {:>8}  kernel", "seqs", "tokens", "µs", "KV GB/s", "of FA3", "ceiling");
     for (seqs, context, known) in DECODE {
         let (time, kernel) = bench.time(Shape { seqs, context, queries: 1 })?;
-        let rate = (u64::from(seqs) * u64::from(context) * kv_bytes()) as f64 / time / 1e3;
+        let rate = (u64::from(seqs) * u64::from(context) * bench.kv_bytes()) as f64 / time / 1e3;
         print_row(seqs, context, [time, rate, known / time, rate / CEILING[1]], &kernel);
     }
     Ok(())
@@ -66,11 +66,6 @@ pub(crate) fn run(path: &Path, args: &Args) -> Result<()> {
 
 fn print_row(seqs: u32, context: u32, [time, rate, known, ceiling]: [f64; 4], kernel: &str) {
     println!("{seqs:5} {context:7} {time:9.1} {rate:9.0} {known:8.2} {ceiling:8.2}  {kernel}");
-}
-
-/// Bytes of a token's keys and values.
-fn kv_bytes() -> u64 {
-    2 * 2 * HEADS[1] * HEAD_DIM
 }
 
 struct Bench<'a> {
@@ -94,17 +89,27 @@ impl<'a> Bench<'a> {
         Ok(Bench { gpu, stream, plan, kernels, variants: &launch.variants, kv })
     }
 
+    /// Bytes of a block's keys, values, and scales of each where there are some.
+    fn block_bytes(&self) -> [u64; 4] {
+        [self.kv.k_bytes, self.kv.v_bytes, self.kv.scale_bytes, self.kv.scale_bytes]
+    }
+
+    /// Bytes of a token's keys and values.
+    fn kv_bytes(&self) -> u64 {
+        self.block_bytes().iter().sum::<u64>() / u64::from(self.kv.block_size)
+    }
+
     /// Microseconds of a launch, and the kernel's name.
     fn time(&self, shape: Shape) -> Result<(f64, String)> {
         let per_seq = shape.context.div_ceil(self.kv.block_size);
         let blocks = u64::from(shape.seqs * per_seq);
-        let bytes = u64::from(shape.seqs) * u64::from(shape.context) * kv_bytes();
+        let bytes = u64::from(shape.seqs) * u64::from(shape.context) * self.kv_bytes();
         let copies = ROTATED.div_ceil(bytes).max(1);
         let tokens = u64::from(shape.seqs * shape.queries);
         let q = self.random(tokens * HEADS[0] * HEAD_DIM * 2, "queries")?;
         let out = DeviceMemory::new(&self.gpu, q.bytes(), "the result")?;
-        let keys = self.random(copies * blocks * self.kv.k_bytes, "keys")?;
-        let values = self.random(copies * blocks * self.kv.v_bytes, "values")?;
+        let cache = self.block_bytes().into_iter().filter(|bytes| *bytes > 0);
+        let cache = cache.map(|bytes| self.random(copies * blocks * bytes, "the cache")).collect::<Result<Vec<_>>>()?;
         let tiles = self.tiles(shape);
         let symbols = [tokens as u32, shape.seqs, 0, tiles.len() as u32, per_seq, (copies * blocks) as u32];
         let variant = self.variant(&symbols);
@@ -121,7 +126,9 @@ impl<'a> Bench<'a> {
             lists.push(self.list(&(first..first + blocks).map(|b| b as i32).collect::<Vec<_>>())?);
             let [step, seq, start, loc, lens] = [0, 1, 2, 3, 4].map(|i| lists[i].address());
             let table = lists[5 + copy].address();
-            let tensors = [q.address(), keys.address(), values.address(), seq, start, loc, lens, table, out.address()];
+            let mut tensors = vec![q.address()];
+            tensors.extend(cache.iter().map(DeviceMemory::address));
+            tensors.extend([seq, start, loc, lens, table, out.address()]);
             let value = |sym: Sym| u64::from(symbols[sym as usize]);
             let programs = variant.grid.iter().try_fold(1, |n: u64, e| n.checked_mul(e.eval(&value)?));
             ready.push(kernel.ready(&tensors, step, programs.context("a grid that overflows")?, &value)?);

@@ -12,7 +12,8 @@ pub fn numbers(bytes: &[u8], dtype: DType) -> Vec<f32> {
         DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
         DType::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b) as f32).collect(),
         DType::F8e4m3 => bytes.iter().map(|b| e4m3(*b)).collect(),
-        DType::F8e5m2 | DType::I8 | DType::U4 | DType::U8 => bytes.iter().map(|b| f32::from(*b)).collect(),
+        DType::I8 => bytes.iter().map(|b| f32::from(b.cast_signed())).collect(),
+        DType::F8e5m2 | DType::U4 | DType::U8 => bytes.iter().map(|b| f32::from(*b)).collect(),
     }
 }
 
@@ -80,5 +81,6 @@ mod tests {
         assert_eq!(numbers(&[0x00, 0x3c], DType::F16), [1.0]);
         assert_eq!(numbers(&[0x7e, 0xb8, 0x01, 0x08], DType::F8e4m3), [448.0, -1.0, 1.0 / 512.0, 1.0 / 64.0]);
         assert_eq!(numbers(&[255, 255, 255, 255], DType::I32), [-1.0]);
+        assert_eq!(numbers(&[0, 127, 129, 255], DType::I8), [0.0, 127.0, -127.0, -1.0]);
     }
 }

@@ -98,6 +98,7 @@ fn output(launch: &Launch, tensor: usize, values: &[f32], bundle: &mut Bundle) -
         DType::F16 => plan::DType::F16,
         DType::Bf16 => plan::DType::Bf16,
         DType::F8e4m3 => plan::DType::F8e4m3,
+        DType::I8 => plan::DType::I8,
         DType::I32 => plan::DType::I32,
         other => anyhow::bail!("{}: a result of type {other}", launch.kernel.name),
     };

@@ -163,11 +163,11 @@ pub(super) fn stored(numbers: &mut Numbers, n: usize, dtype: DType) -> Vec<f32> 
 }
 
 /// Element types of what is computed with and of the cache, where the latter has fewer bits.
-pub fn narrow_caches(target: &Target) -> Vec<(DType, DType)> {
+pub fn narrow_caches() -> Vec<(DType, DType)> {
     use DType::{Bf16, F8e4m3, F16, F32, I8};
     let values = [(F32, I8), (F32, F8e4m3), (Bf16, I8), (Bf16, F8e4m3)];
     let rounded = [(F32, Bf16), (F32, F16)];
-    if target.gpu.is_some() { vec![] } else { [&values[..], &rounded].concat() }
+    [&values[..], &rounded].concat()
 }
 
 /// [`SEQUENCES`], each with a seed of its own.
@@ -191,7 +191,7 @@ pub fn cases(target: &Target) -> Vec<Case> {
     }
     cases.extend(narrow_cases(target));
     if target.gpu.is_some() {
-        cases.extend(span_cases(target));
+        cases.extend([DType::Bf16, DType::F8e4m3, DType::I8].into_iter().flat_map(|stored| span_cases(target, stored)));
     }
     cases
 }
@@ -199,7 +199,7 @@ pub fn cases(target: &Target) -> Vec<Case> {
 /// Caches of fewer bits.
 fn narrow_cases(target: &Target) -> Vec<Case> {
     let mut cases = vec![];
-    for (dtype, stored) in narrow_caches(target) {
+    for (dtype, stored) in narrow_caches() {
         for (i, heads) in [(4, 1, 64), (3, 3, 6), (8, 2, 128)].into_iter().enumerate() {
             let window = (i == 1).then_some(40);
             let s = spec(target, heads, dtype);
@@ -219,7 +219,7 @@ const SPANS: [Sequence; 6] = [(1, 1), (1100, 1), (130, 130), (1161, 9), (128, 3)
 
 /// The same bits for a token in a tile of its prompt and as a decode, in each variant: heads of one and two lines, groups that
 /// fill a warpgroup's rows and that do not, a window, a cap.
-fn span_cases(target: &Target) -> Vec<Case> {
+fn span_cases(target: &Target, stored: DType) -> Vec<Case> {
     let numbered: Vec<(u64, Sequence)> = SPANS.iter().enumerate().map(|(i, s)| (i as u64 * 1000, *s)).collect();
     let kinds = [
         ((4, 1, 128), None, None),
@@ -230,7 +230,8 @@ fn span_cases(target: &Target) -> Vec<Case> {
     let mut cases = vec![];
     for (i, (heads, window, softcap)) in kinds.into_iter().enumerate() {
         let s = PagedAttention { window, softcap, ..spec(target, heads, DType::Bf16) };
-        let group = format!("attention_span_{i}");
+        let s = PagedAttention { cache: KvCache { stored, ..s.cache }, ..s };
+        let group = format!("attention_span_{stored}_{i}");
         for (suffix, s) in variants(&s) {
             let name = format!("{group}{suffix}");
             for launch in [launch(&name, &s, &numbered), one_by_one(&name, &s, &numbered)] {

@@ -233,7 +233,7 @@ pub fn rope_kv_write(target: &Target) -> Vec<Case> {
     let same = [DType::F32, DType::Bf16].map(|dtype| (dtype, dtype));
     let mut launches = vec![];
     for (i, (head_dim, rope_dim)) in [(64, 64), (16, 4), (10, 8), (12, 6), (128, 128)].into_iter().enumerate() {
-        for (dtype, stored) in same.into_iter().chain(super::attention::narrow_caches(target)) {
+        for (dtype, stored) in same.into_iter().chain(super::attention::narrow_caches()) {
             for qk_norm in [None, Some(1e-6)] {
                 let block_size = target.block_size;
                 let layout = kv_layout(target, dtype);

@@ -322,7 +322,7 @@ impl KernelBuilder {
         self.push_tile(Inst::Stage(v), Layout::Operand, &ty.shape, dtype, "o")
     }
 
-    /// Operands side by side along `axis`; itself where there is one.
+    /// Operands, or tiles of rank 1, side by side along `axis`; itself where there is one.
     #[track_caller]
     pub fn concat(&mut self, parts: &[Val], axis: usize) -> Val {
         let mut ty = self.tile(parts[0]);
@@ -330,7 +330,7 @@ impl KernelBuilder {
             return *part;
         }
         ty.shape[axis] *= parts.len();
-        self.push_tile(Inst::Concat(parts.to_vec(), axis), Layout::Operand, &ty.shape, ty.dtype, "o")
+        self.push_tile(Inst::Concat(parts.to_vec(), axis), ty.layout, &ty.shape, ty.dtype, "o")
     }
 
     /// `for i in lo..hi`, carrying `init`: `body(self, i, carried)` returns the next carried values.

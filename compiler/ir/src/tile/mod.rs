@@ -333,7 +333,8 @@ pub enum Inst {
     Reshape(Val),
     /// A `reg` or `acc` tile as an `operand`.
     Stage(Val),
-    /// `operand`s of one type and rank 2 side by side along an axis: one that `mma` reads as a whole.
+    /// `operand`s of one type and rank 2 side by side along an axis: one that `mma` reads as a whole. Or `reg` tiles of one
+    /// type and rank 1 one after the other: what goes with its rows or columns.
     Concat(Vec<Val>, usize),
     /// `for i in lo..hi`, carrying values: the only loop, and the only scheduling construct. Loads in it may run
     /// ahead by `stages` iterations.

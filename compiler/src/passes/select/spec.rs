@@ -301,10 +301,11 @@ impl Selection<'_> {
         apart.into_iter().chain(decode).chain([(None, Spec::PagedAttention(spec))]).collect()
     }
 
-    /// Blocks that an iteration visits together where warpgroups multiply them: those of 16-bit heads of one or two lines.
+    /// Blocks that an iteration visits together where warpgroups multiply them: those of 16-bit heads of one or two lines, which may be
+    /// stored in 8 bits.
     fn span(&self, cache: &KvCache) -> Option<usize> {
         let gpu = self.target.gpu.as_ref()?;
-        let fits = cache.stored.bits() == 16 && [64, 128].contains(&cache.head_dim);
+        let fits = cache.dtype.bits() == 16 && [64, 128].contains(&cache.head_dim);
         let blocks = gpu.kv_span / cache.block_size;
         (fits && blocks > 0 && gpu.kv_span.is_multiple_of(cache.block_size)).then_some(blocks)
     }

@@ -91,6 +91,10 @@ impl Lower<'_> {
                 let bits = l.e4m3(x);
                 l.e4m3_number(bits)
             }),
+            (DType::I8, DType::F32) => self.each(ty, &[v], |l, x| {
+                let byte = l.narrow(x, DType::I8);
+                l.w.convert("arith.sitofp", byte, Ty::Scalar(Elem::F32))
+            }),
             (DType::F16, DType::F32) => self.each(ty, &[v], |l, x| l.rounded(x[0], Elem::F16)),
             _ => Ok(Tile { dtype: ty.dtype, ..t }),
         }

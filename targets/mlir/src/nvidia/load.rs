@@ -171,13 +171,15 @@ impl Lower<'_> {
         self.w.convert("arith.extf", low, Ty::Scalar(Elem::F32))
     }
 
-    fn widen(&mut self, raw: Ssa, n: usize, dtype: DType) -> Vec<Ssa> {
+    /// Elements as f32 numbers; i32 as it is.
+    pub(crate) fn widen(&mut self, raw: Ssa, n: usize, dtype: DType) -> Vec<Ssa> {
         let mut out = vec![];
         for i in 0..n {
             let v = if n == 1 { raw } else { self.w.extract(raw, i) };
             out.push(match dtype {
                 DType::Bf16 | DType::F16 => self.w.convert("arith.extf", v, Ty::Scalar(Elem::F32)),
                 DType::F8e4m3 => self.e4m3_number(v),
+                DType::I8 => self.w.convert("arith.sitofp", v, Ty::Scalar(Elem::F32)),
                 _ => v,
             });
         }

@@ -466,6 +466,10 @@ impl Lower<'_> {
                 let operand = self.operand(*v)?;
                 self.reshape_operand(operand, &self.kernel.tile(s.results[0]).shape).map(Value::Operand)
             }
+            Inst::Cast(v) if self.kernel.tile(*v).layout == Layout::Operand => {
+                let operand = self.operand(*v)?;
+                self.cast_operand(&operand, self.kernel.tile(s.results[0]).dtype).map(Value::Operand)
+            }
             Inst::Concat(..) => Err(self.unsupported("operands side by side, but for those of warpgroups' products")),
             _ => self.elementwise(s).map(Value::Tile),
         }

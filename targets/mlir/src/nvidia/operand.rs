@@ -7,7 +7,7 @@
 
 use super::{
     Lower,
-    load::Source,
+    load::{Source, elem},
     place::{Place, matrix},
     shared::Region,
     tile::{Data, Tile},
@@ -220,6 +220,33 @@ impl Lower<'_> {
             }
         };
         self.w.store(v, to, bytes);
+    }
+
+    /// A copy of an operand in an element type that holds all of its numbers, element by element: products that threads of
+    /// their own prepare are another lowering's.
+    pub(crate) fn cast_operand(&mut self, operand: &Operand, to: DType) -> Result<Operand, Error> {
+        let Matrix::Shared(from) = operand.data else {
+            return Err(self.unsupported("another element type of an operand in registers"));
+        };
+        let size = to.bits() / 8;
+        let form = Form { size, ..from.form };
+        let region = self.region(form.bytes());
+        self.read_region(from.region);
+        self.write_region(region);
+        let view = View { region, start: self.region_start(region), form };
+        self.pad(view);
+        let [lines, length] = if form.columns { [form.k, form.rows] } else { [form.rows, form.k] };
+        let stored = Ty::Scalar(elem(operand.dtype));
+        self.each_turn(lines * length, |l, q| {
+            let (line, within) = (l.w.div(q, length), l.w.rem(q, length));
+            let p = l.line_element(from, line, within);
+            let element = l.w.load(p, stored, from.form.size);
+            let number = l.widen(element, 1, operand.dtype);
+            let number = l.narrow(&number, to);
+            let p = l.line_element(view, line, within);
+            l.w.store(number, p, size);
+        });
+        Ok(Operand { shape: operand.shape.clone(), dtype: to, data: Matrix::Shared(view), ahead: false })
     }
 
     /// A tile in registers as an operand: it stays there until a product needs it elsewhere.

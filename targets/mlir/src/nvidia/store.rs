@@ -88,11 +88,26 @@ impl Lower<'_> {
         }
     }
 
+    /// f32 numbers as 8-bit integers: the nearest, ties to even; past the last the last, and the least of what is no number.
+    fn integers(&mut self, items: &[Ssa]) -> Ssa {
+        let f32 = Ty::Scalar(Elem::F32);
+        let [least, most] = [-128.0, 127.0].map(|c| self.w.floats(f32, c));
+        let mut bytes = vec![];
+        for v in items {
+            let v = self.w.binary("arith.maxnumf", *v, least);
+            let v = self.w.binary("arith.minnumf", v, most);
+            let v = self.w.intrinsic("llvm.nvvm.f2i.rn", &[v], Ty::Scalar(Elem::I32));
+            bytes.push(self.w.convert("arith.trunci", v, Ty::Scalar(Elem::I8)));
+        }
+        if let [one] = bytes[..] { one } else { self.w.vector_of(&bytes) }
+    }
+
     /// Scalars as they are stored: f32 rounds to nearest even.
     pub(crate) fn narrow(&mut self, items: &[Ssa], dtype: DType) -> Ssa {
         match (items, dtype) {
             ([v], DType::Bf16 | DType::F16) => self.w.convert("arith.truncf", *v, Ty::Scalar(elem(dtype))),
             (_, DType::F8e4m3) => self.e4m3(items),
+            (_, DType::I8) => self.integers(items),
             ([v], _) => *v,
             (_, DType::Bf16 | DType::F16) => {
                 let wide = self.w.vector_of(items);

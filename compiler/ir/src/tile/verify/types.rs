@@ -299,12 +299,16 @@ impl<'k> Rules<'k> {
 
     fn concat(&self, parts: &[Val], axis: usize) -> Rule {
         let Some(first) = parts.first() else { return Err("puts no tiles side by side".into()) };
-        let ([rows, cols], dtype) = self.matrix(*first, Layout::Operand)?;
+        let t = self.tile(*first)?;
+        let rows = t.layout == Layout::Reg && t.shape.len() == 1 && t.dtype.is_float();
+        if !rows {
+            self.matrix(*first, Layout::Operand)?;
+        }
         self.agree(parts)?;
-        let mut shape = [rows, cols];
-        ensure(axis < 2, || format!("takes axis {axis} of a matrix"))?;
+        let mut shape = t.shape.clone();
+        ensure(axis < shape.len(), || format!("takes axis {axis} of {t}"))?;
         shape[axis] = shape[axis].saturating_mul(parts.len());
-        self.gives(Layout::Operand, &shape, dtype)
+        self.gives(t.layout, &shape, t.dtype)
     }
 
     fn pipeline(&self, bounds: [Val; 2], stages: usize, init: &[Val], body: &Block) -> Rule {

@@ -18,7 +18,7 @@ use crate::{
     text::{Elem, Ssa, Ty},
 };
 use rvllm_ir::{
-    tile::{Block, Inst, Stmt, Type, Val},
+    tile::{Block, Inst, MapOp, Stmt, Type, Val},
     types::DType,
 };
 use std::collections::HashSet;
@@ -29,18 +29,18 @@ const PARKED: usize = 16;
 const PIECE: usize = 16;
 
 /// The statements of an innermost loop.
-struct Turn<'k> {
+pub(super) struct Turn<'k> {
     /// Products of streams alone.
-    first: Vec<&'k Stmt>,
+    pub(super) first: Vec<&'k Stmt>,
     /// What is computed of them.
-    rest: Vec<&'k Stmt>,
+    pub(super) rest: Vec<&'k Stmt>,
     /// What is computed of the sums that the loop carries, before the product that adds to them.
     late: Vec<&'k Stmt>,
     /// That product: its left side, right side and sums.
     second: [Val; 3],
     /// Which carried value its result is.
     sums: usize,
-    streams: Vec<Stream>,
+    pub(super) streams: Vec<Stream>,
 }
 
 /// What one iteration leaves to the next.
@@ -66,7 +66,10 @@ impl Lower<'_> {
                 }
                 Ok(true)
             }
-            Inst::Reshape(_) if self.kernel_operand(s) => Ok(true),
+            Inst::Reshape(_) | Inst::Cast(_) if self.kernel_operand(s) => Ok(true),
+            Inst::Load { .. } | Inst::Concat(..) if self.passes_beside(s.results[0]) => Ok(true),
+            Inst::Broadcast(v, _) if self.passes_beside(*v) => Ok(true),
+            Inst::Map(MapOp::Mul, of) if self.beside(of[1]).is_some() => self.scale_beside(of, s.results[0]),
             Inst::Pipeline { lo, hi, init, body, .. } => {
                 let bounds = [self.index(*lo)?, self.index(*hi)?];
                 let results = match spread::parts(self.kernel, s) {
@@ -418,6 +421,7 @@ impl Lower<'_> {
     ) -> Result<Left, Error> {
         self.indices_of(i, body)?;
         let keys = self.slot_of(turn, turn.first[0], [lo, i], first)?;
+        self.find_beside(turn, [lo, i], first)?;
         self.await_full(keys);
         let came = came.map(|c| Left { a: self.w.pinned(&c.a), sums: self.w.pinned(&c.sums), ..c });
         self.take_turn();
@@ -439,12 +443,21 @@ impl Lower<'_> {
         self.give_turn();
         self.w.await_groups(usize::from(under_way.is_some()));
         let scores = self.w.pinned(&scores);
-        self.release(keys);
+        let last = self.last_beside(turn);
+        if last.is_none() {
+            self.release(keys);
+        }
         let ty = self.kernel.tile(turn.first[0].results[0]).clone();
         let place = Place::Fragments([ty.shape[0], ty.shape[1]]);
         let tile = self.tile_at(&ty.shape, ty.dtype, place, scores);
         self.values.insert(turn.first[0].results[0], Value::Tile(tile));
-        turn.rest.iter().try_for_each(|s| self.stmt(s))?;
+        for (j, s) in turn.rest.iter().enumerate() {
+            self.stmt(s)?;
+            if Some(j) == last {
+                self.w.meet_warp();
+                self.release(keys);
+            }
+        }
         let (mut staged, dtype) = self.staged(turn.second[0])?;
         let mut carried = vec![];
         for (j, v) in body.yields.iter().enumerate().filter(|(j, _)| *j != turn.sums) {
@@ -490,8 +503,9 @@ impl Lower<'_> {
         self.stream_slot(turn, b, at, first)
     }
 
-    fn stream_slot(&mut self, turn: &Turn<'_>, v: Val, at: [Index; 2], first: Ssa) -> Result<Slot, Error> {
-        let order = turn.streams.iter().position(|s| s.operand == v);
+    pub(super) fn stream_slot(&mut self, turn: &Turn<'_>, v: Val, at: [Index; 2], first: Ssa) -> Result<Slot, Error> {
+        let operand = self.streamed(v).map(|s| s.operand);
+        let order = turn.streams.iter().position(|s| Some(s.operand) == operand);
         let order = order.ok_or_else(|| self.misplaced(v, "an operand that the loop streams"))?;
         let n = self.stream_number(first, at, turn.streams.len(), order);
         Ok(self.slot(Through::Passing, n))

@@ -1,13 +1,17 @@
 //! Which operands of a kernel the copy engine can bring, and whether warpgroups can multiply all of them.
 //!
 //! Nothing is known of the kernel's name or purpose: it is one whose products take their right side from memory, and of which
-//! one takes what another gave as its left side. Of loops, the innermost hold the products.
+//! one takes what another gave as its left side. Of loops, the innermost hold the products. What passes may have elements of 8 bits
+//! that a cast makes 16-bit numbers of; and beside it pass rows that go with its lines ([`rows`]).
 
+use rows::Row;
 use rvllm_ir::{
     tile::{Block, Inst, Kernel, Layout, MemLayout, Param, Stmt, Val},
     types::{DType, Dim},
 };
 use std::collections::HashMap;
+
+mod rows;
 
 /// Bytes of a line of shared memory that the copy engine's swizzle and the tensor cores share.
 pub(crate) const LINE_BYTES: usize = 128;
@@ -23,6 +27,8 @@ pub(crate) const DEPTH: usize = 16;
 const MAX_ROWS: usize = 2 * M;
 /// Columns of a product, at most: half of the registers of sums that a thread can have of two.
 const MAX_COLUMNS: usize = 128;
+/// Lines that threads widen together are a multiple of this.
+const WIDENED_LINES: usize = 32;
 /// Extent of a box, at most.
 const MAX_BOX: usize = 256;
 
@@ -43,6 +49,11 @@ pub(crate) struct Stream {
     /// What it is made of, in order: parts of one tensor, as many rows each.
     pub(crate) parts: Vec<Part>,
     pub(crate) tensor: usize,
+    /// Element type of the tensor, and of what products read.
+    pub(crate) stored: DType,
+    pub(crate) dtype: DType,
+    /// What passes beside it.
+    pub(crate) rows: Vec<Row>,
     /// Extents of a part's box, innermost first; the innermost is that of all its lines.
     pub(crate) extents: Vec<usize>,
     /// Whether its lines are rows of k: the tensor cores read it transposed.
@@ -73,14 +84,38 @@ impl Stream {
         (self.part_rows() * self.parts.len()).next_multiple_of(PATTERN) * LINE_BYTES
     }
 
-    /// Bytes of shared memory.
+    /// Bytes of shared memory, but for its rows.
     pub(crate) fn bytes(&self) -> usize {
         self.lines() * self.line_bytes()
     }
 
+    /// Whether its elements are brought as they are stored, to be made 16-bit numbers of.
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.stored.bits() == 8
+    }
+
+    /// Bytes of a part as it is stored.
+    pub(crate) fn part_bytes(&self) -> usize {
+        self.part_rows() * self.extents[0] * self.stored.bits() / 8
+    }
+
+    /// Bytes of what passes beside it.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.rows.iter().map(Row::bytes).sum()
+    }
+
     /// Bytes that the copy engine brings.
     pub(crate) fn copied(&self) -> usize {
-        self.parts.len() * self.part_rows() * self.extents[0] * 2
+        self.parts.len() * self.part_bytes() + self.row_bytes()
+    }
+
+    /// Whether threads can widen it where it lies, line after line: see [`super::widen`].
+    fn can_widen(&self) -> bool {
+        let rows = self.part_rows() * self.parts.len();
+        self.through == Through::Passing
+            && self.lines() <= 2
+            && (rows * self.lines()).is_multiple_of(WIDENED_LINES)
+            && self.part_bytes().is_multiple_of(LINE_BYTES)
     }
 }
 
@@ -108,7 +143,20 @@ impl<'k> Plan<'k> {
         super::super::for_each(&kernel.body, &mut |s| products.extend(matches!(s.inst, Inst::Mma { .. }).then_some(s)));
         let chained = products.iter().any(|s| plan.staged(s));
         let fits = products.iter().all(|s| plan.multiplies(kernel, s));
-        (chained && fits).then_some(plan)
+        let wide = plan.streams.iter().all(|s| matches!(s.dtype, DType::Bf16 | DType::F16));
+        let widened = plan.passing().filter(|s| s.is_narrow()).count();
+        let alike = widened == 0 || widened == plan.passing().count();
+        (chained && fits && wide && alike).then_some(plan)
+    }
+
+    /// What innermost loops multiply.
+    pub(crate) fn passing(&self) -> impl Iterator<Item = &Stream> {
+        self.streams.iter().filter(|s| s.through == Through::Passing)
+    }
+
+    /// Whether what passes is brought as it is stored, and widened.
+    pub(crate) fn widens(&self) -> bool {
+        self.streams.iter().any(Stream::is_narrow)
     }
 
     fn define(&mut self, block: &'k Block) {
@@ -128,7 +176,7 @@ impl<'k> Plan<'k> {
         let through = if looped && innermost { Through::Passing } else { Through::Kept };
         for s in &block.stmts {
             match &s.inst {
-                Inst::Load { .. } if kernel.tile(s.results[0]).layout != Layout::Operand => {}
+                Inst::Load { .. } | Inst::Concat(..) if kernel.tile(s.results[0]).layout != Layout::Operand => {}
                 Inst::Load { .. } if joined.iter().any(|p| p.contains(&s.results[0])) => {}
                 Inst::Load { .. } => {
                     self.add(stream(kernel, &self.definitions, s.results[0], &[s.results[0]], through)?)
@@ -142,6 +190,12 @@ impl<'k> Plan<'k> {
                     let known = self.names.get(v).copied();
                     self.names.extend(known.map(|i| (s.results[0], i)));
                 }
+                Inst::Cast(v) => {
+                    if let Some(i) = self.names.get(v).copied() {
+                        self.streams[i].dtype = kernel.tile(s.results[0]).dtype;
+                        self.names.insert(s.results[0], i);
+                    }
+                }
                 Inst::Pipeline { stages, body, .. } => {
                     self.stages = self.stages.max(*stages);
                     self.block(kernel, body, true)?;
@@ -149,7 +203,7 @@ impl<'k> Plan<'k> {
                 _ => {}
             }
         }
-        Some(())
+        self.rows(kernel, block)
     }
 
     fn add(&mut self, stream: Stream) {
@@ -177,7 +231,8 @@ impl<'k> Plan<'k> {
             Some(left) => !left.transposed && !right.transposed && left.through == Through::Kept && self.empty(*acc),
             None => self.staged(s) && right.transposed && right.part_rows() * right.parts.len() == k,
         };
-        let fits = right.through == Through::Passing && k.is_multiple_of(DEPTH) && cols.is_multiple_of(LINE);
+        let typed = [a, b].iter().all(|v| kernel.tile(**v).dtype.bits() == 16);
+        let fits = typed && right.through == Through::Passing && k.is_multiple_of(DEPTH) && cols.is_multiple_of(LINE);
         let same = self.rows == 0 || self.rows == rows;
         self.rows = rows;
         left && fits && same && rows <= MAX_ROWS && cols <= MAX_COLUMNS
@@ -212,10 +267,12 @@ fn stream(
         let fits = other == tensor && kernel.tile(*v).shape == *shape;
         fits.then(|| parts.push(Part { at: order.iter().map(|d| at[*d]).collect() }))?;
     }
-    let halves = matches!(param.ty.dtype, DType::Bf16 | DType::F16);
+    let stored = param.ty.dtype;
+    let known = matches!(stored, DType::Bf16 | DType::F16 | DType::F8e4m3 | DType::I8);
     let lines = param.ty.dims[order[0]] == Dim::Const(extents[0]) && extents[0].is_multiple_of(LINE);
     let boxes = extents[1..].iter().all(|n| *n <= MAX_BOX) && (2..=5).contains(&extents.len());
-    (halves && lines && boxes).then_some(Stream { operand, parts, tensor, extents, transposed, through })
+    let stream = Stream { operand, parts, tensor, stored, dtype: stored, rows: vec![], extents, transposed, through };
+    (known && lines && boxes && (!stream.is_narrow() || stream.can_widen())).then_some(stream)
 }
 
 /// A tensor's dimensions as they lie in memory, innermost first, and whether the last two changed places.

@@ -3,7 +3,7 @@
 //! says so; what one product gave goes to the next in registers; everything else is lowered as for warps.
 //!
 //! [`find`] says which kernels, [`ring`] how both sides agree on slots, [`produce`] and [`consume`] are the sides, [`multiply`] the
-//! instructions. CTAs of kernels without clusters stay and take programs in turn, so that the producer runs into the next
+//! instructions; where elements are stored in 8 bits, [`widen`] stands between the sides. CTAs of kernels without clusters stay and take programs in turn, so that the producer runs into the next
 //! program while the consumers finish one.
 //!
 //! Invariants:
@@ -11,14 +11,16 @@
 //! - rows beyond the program's take part in products, and reach no row of it;
 //! - every copy into shared memory is waited for before the CTA leaves.
 
+mod beside;
 mod consume;
 pub(crate) mod find;
 mod multiply;
 mod produce;
 mod ring;
+mod widen;
 
 use super::{
-    Lower,
+    Lower, Value,
     launch::{GpuLaunch, Swizzle, TensorMap},
     shared, signature,
 };
@@ -52,6 +54,10 @@ const _: () = assert!(SHARED_REGISTERS[0] + SHARED_REGISTERS[1] <= 2 * 128);
 const PRODUCERS: usize = 2;
 /// Barrier of the first warpgroup's turn; the second's follows. Below are those of all threads and of all consumers.
 const FIRST_TURN: usize = 2;
+/// Warps that widen what passes: those that a producer warpgroup has to spare.
+const WIDENERS: usize = 4 - PRODUCERS;
+/// Bytes of which what passes beside slots begins at a multiple.
+const ROW_ALIGNMENT: usize = 16;
 /// Slots of the passing ring, at least: one iteration's left and right.
 const MIN_SLOTS: usize = 2;
 
@@ -67,6 +73,8 @@ pub(crate) struct Streams<'k> {
     maps: Vec<(usize, Vec<usize>, Ssa)>,
     /// Slots of what is kept, by its value.
     kept: HashMap<Val, Slot>,
+    /// The same of rows beside what passes in this iteration, and bytes of the slot's rows before them.
+    beside: HashMap<Val, (Slot, usize)>,
     role: Role,
     share: Share,
 }
@@ -76,6 +84,8 @@ pub(crate) struct Streams<'k> {
 enum Role {
     /// The thread that brings every stream whose turn is this number, of [`PRODUCERS`].
     Producer(usize),
+    /// The warps that make 16-bit numbers of what was brought.
+    Widener,
     Consumer,
 }
 
@@ -94,8 +104,20 @@ fn registers(groups: usize, share: Share) -> Option<[usize; 2]> {
 }
 
 /// Threads of a CTA: a whole producer warpgroup where registers move.
-fn threads(groups: usize, share: Share) -> usize {
-    WARPGROUP * groups + if registers(groups, share).is_some() { WARPGROUP } else { 32 * PRODUCERS }
+fn threads(plan: &Plan<'_>, share: Share) -> usize {
+    let others = if registers(groups(plan), share).is_some() { 4 } else { PRODUCERS + wideners(plan) };
+    WARPGROUP * groups(plan) + 32 * others
+}
+
+/// Warps that widen what passes.
+fn wideners(plan: &Plan<'_>) -> usize {
+    if plan.widens() { WIDENERS } else { 0 }
+}
+
+/// Slots of the passing ring, at least. Where an iteration's second product runs while the next one's right side is waited for, as it
+/// is for what passes beside it, one more.
+fn least_slots(plan: &Plan<'_>, share: Share) -> usize {
+    MIN_SLOTS + usize::from(share.residents == 1 && plan.passing().any(|s| !s.rows.is_empty()))
 }
 
 /// What a CTA has of a multiprocessor.
@@ -122,11 +144,11 @@ impl Share {
 /// The MLIR of a kernel that streams; `None` for any other, and where shared memory does not hold what it takes.
 pub(super) fn lower(kernel: &Kernel, target: &Target, gpu: &Gpu) -> Option<Result<Lowered, Error>> {
     let plan = Plan::of(kernel)?;
-    let passing = |s: &&Stream| s.through == Through::Passing;
-    let most = plan.stages.max(1) * MIN_SLOTS;
-    let slot = plan.streams.iter().filter(passing).map(Stream::bytes).max()?;
+    let slot = plan.passing().map(Stream::bytes).max()?;
     for share in Share::of(kernel, &plan, gpu) {
-        for slots in (MIN_SLOTS..=most.min(share.bytes / slot)).rev() {
+        let least = least_slots(&plan, share);
+        let most = (plan.stages * MIN_SLOTS).max(least);
+        for slots in (least..=most.min(share.bytes / slot)).rev() {
             match lower_with(kernel, target, &plan, slots, share) {
                 Ok(Some(lowered)) => return Some(Ok(lowered)),
                 Ok(None) => {}
@@ -156,13 +178,14 @@ fn lower_with(
     }
     let shared = shared::Shared::new(&mut w);
     let zero = w.ints(super::wgmma::ops::I32, 0);
-    let (rings, reserved) = rings(plan, slots);
+    let (rings, reserved) = rings(plan, slots, share);
     let streams = Streams {
         plan: plan.clone(),
         rings,
         passed: [zero; 2],
         maps: maps.clone(),
         kept: HashMap::new(),
+        beside: HashMap::new(),
         role: Role::Consumer,
         share,
     };
@@ -188,7 +211,7 @@ fn lower_with(
     lower.region(reserved);
     lower.begin(step);
     lower.roles()?;
-    let (bytes, cluster, threads) = (lower.shared.bytes(), lower.cluster, threads(groups(plan), share));
+    let (bytes, cluster, threads) = (lower.shared.bytes(), lower.cluster, threads(plan, share));
     if bytes > share.bytes {
         return Ok(None);
     }
@@ -208,36 +231,37 @@ fn lower_with(
     Ok(Some(Lowered { text, launch: Some(launch) }))
 }
 
-/// Where the rings are: what is kept, what passes, barriers; and the end.
-fn rings(plan: &Plan<'_>, slots: usize) -> ([Ring; 2], usize) {
+/// Where the rings are: what is kept, what passes, what passes beside it, barriers; and the end.
+fn rings(plan: &Plan<'_>, slots: usize, share: Share) -> ([Ring; 2], usize) {
     let largest = |through: Through| {
         let all = plan.streams.iter().filter(|s| s.through == through);
         all.map(Stream::bytes).max().unwrap_or(0).next_multiple_of(PATTERN * find::LINE_BYTES)
     };
     let (kept, passing) = (largest(Through::Kept), largest(Through::Passing));
-    // of many rows, two would leave little for what passes
-    let all_kept = if groups(plan) > 1 { 1 } else { 2 };
+    // two would leave little for what passes: of many rows, and beside another CTA where it is slow to get ready
+    let scarce = groups(plan) > 1 || plan.widens() && share.residents > 1;
+    let all_kept = if scarce { 1 } else { 2 };
     let start = all_kept * kept;
-    let first = start + slots * passing;
-    let second = first + Ring::barrier_bytes(all_kept);
-    let rings = [
-        Ring { at: 0, slots: all_kept, slot_bytes: kept, barriers: first },
-        Ring { at: start, slots, slot_bytes: passing, barriers: second },
-    ];
-    (rings, second + Ring::barrier_bytes(slots))
+    let ring = Ring { at: 0, slots: all_kept, slot_bytes: kept, barriers: 0, rows: 0, row_bytes: 0, widened: false };
+    let (kept, end) = ring.ending(start + slots * passing);
+    let row_bytes = plan.passing().map(Stream::row_bytes).max().unwrap_or(0);
+    let ring = Ring { at: start, slots, slot_bytes: passing, row_bytes, widened: plan.widens(), ..ring };
+    let (passing, end) = ring.ending(end.next_multiple_of(ROW_ALIGNMENT));
+    ([kept, passing], end)
 }
 
-/// A tensor in boxes of lines.
+/// A tensor in boxes of lines, or as it is stored where threads make lines of it.
 fn tensor_map(kernel: &Kernel, tensor: usize, extents: &[usize]) -> TensorMap {
     let param = &kernel.params[tensor];
+    let narrow = param.ty.dtype.bits() == 8;
     let rest = extents[1..].iter().map(|n| *n as u32);
     TensorMap {
         tensor: tensor as u32,
         dtype: param.ty.dtype,
         dims: find::extents(param),
         strides: find::strides(param),
-        block: [LINE as u32].into_iter().chain(rest).collect(),
-        swizzle: Swizzle::B128,
+        block: [if narrow { extents[0] } else { LINE } as u32].into_iter().chain(rest).collect(),
+        swizzle: if narrow { Swizzle::None } else { Swizzle::B128 },
     }
 }
 
@@ -302,7 +326,7 @@ impl<'a> Lower<'a> {
         let thread = self.w.special_register("tid.x");
         let first = self.w.is("eq", thread, 0);
         self.w.begin_if(first);
-        self.init_rings(consumers / 32);
+        self.init_rings(consumers / 32, self.wideners());
         let maps: Vec<Ssa> = self.streams().maps.iter().map(|(_, _, map)| *map).collect();
         maps.into_iter().for_each(|map| self.w.prefetch_map(map));
         self.w.end();
@@ -324,6 +348,7 @@ impl<'a> Lower<'a> {
             self.w.end();
             self.values.clone_from(&values);
         }
+        self.widening_role(thread, &values)?;
         self.w.otherwise();
         self.act(Role::Consumer);
         self.resize("increase", 1);
@@ -331,6 +356,32 @@ impl<'a> Lower<'a> {
         self.each_program(|l| l.consume_block(&l.kernel.body))?;
         self.w.end();
         Ok(())
+    }
+
+    /// The part of the warps behind the producers.
+    fn widening_role(&mut self, thread: Ssa, values: &HashMap<Val, Value>) -> Result<(), Error> {
+        if self.wideners() == 0 {
+            return Ok(());
+        }
+        self.act(Role::Widener);
+        let own = self.w.is("uge", thread, self.first_widener());
+        self.w.begin_if(own);
+        // the step's tensors say how long loops are
+        self.wait();
+        self.each_program(|l| l.produce_block(&l.kernel.body))?;
+        self.w.end();
+        self.values.clone_from(values);
+        Ok(())
+    }
+
+    /// Warps that widen.
+    fn wideners(&self) -> usize {
+        wideners(&self.streams().plan)
+    }
+
+    /// The first thread of those.
+    fn first_widener(&self) -> usize {
+        WARPGROUP * groups(&self.streams().plan) + 32 * PRODUCERS
     }
 
     /// Whether two warpgroups take turns: while one's products run, the other computes.

@@ -9,7 +9,7 @@ use super::{
         tile::{Data, Tile},
         wgmma::ops::DESCRIPTOR,
     },
-    find::{DEPTH, LINE, LINE_BYTES, M, PATTERN, Stream},
+    find::{DEPTH, LINE, LINE_BYTES, M, PATTERN},
     ring::Slot,
 };
 use crate::{
@@ -32,10 +32,6 @@ fn element(dtype: DType) -> &'static str {
 }
 
 impl Lower<'_> {
-    fn dtype_of(&self, stream: &Stream) -> &'static str {
-        element(self.kernel.params[stream.tensor].ty.dtype)
-    }
-
     /// An address as descriptors have it, known to be that of all lanes.
     fn shared_address(&mut self, p: Ssa) -> Ssa {
         let at = self.w.address(p);
@@ -57,7 +53,7 @@ impl Lower<'_> {
         let [a, b] = [start, right.start].map(|p| self.shared_address(p));
         let ty = Ty::Struct(n / 2, Elem::F32);
         let mut sums = self.w.nullary("llvm.mlir.zero", ty);
-        let elem = self.dtype_of(&left);
+        let elem = element(left.dtype);
         for (line, k) in (0..left.lines()).flat_map(|l| (0..LINE / DEPTH).map(move |k| (l, k))) {
             let sides = [(a, left.line_bytes()), (b, stream.line_bytes())];
             let [a, b] =
@@ -71,7 +67,7 @@ impl Lower<'_> {
     pub(super) fn begin_second(&mut self, v: Val, right: Slot, (a, sums): (&[Ssa], &[Ssa])) -> Result<Vec<Ssa>, Error> {
         let stream = self.streamed(v).ok_or_else(|| self.misplaced(v, "what is streamed"))?;
         let (b, base) = (self.shared_address(right.start), TRANSPOSED | ((stream.line_bytes() / 16) as i64) << 16);
-        let elem = self.dtype_of(&stream);
+        let elem = element(stream.dtype);
         let mut sums = sums.to_vec();
         for (step, a) in a.chunks(4).enumerate() {
             let b = self.w.descriptor_at(b, base, step * INSTRUCTION_K * LINE_BYTES);
@@ -95,7 +91,7 @@ impl Lower<'_> {
         Ok(true)
     }
 
-    fn definition(&self, v: Val) -> Option<&Inst> {
+    pub(super) fn definition(&self, v: Val) -> Option<&Inst> {
         self.streams().plan.definitions.get(&v).copied()
     }
 

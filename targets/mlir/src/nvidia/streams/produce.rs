@@ -4,6 +4,7 @@
 use super::{
     super::{Lower, Value, spread},
     find::{LINE, LINE_BYTES, Part, Stream, Through},
+    ring::Slot,
 };
 use crate::{
     Error,
@@ -139,9 +140,14 @@ impl Lower<'_> {
             self.values.insert(*v, Value::Index(Index::value(*found)));
         }
         self.dependents(body, &reads)?;
-        for (order, stream) in passing.iter().enumerate().filter(|(order, _)| self.brings(*order)).collect::<Vec<_>>() {
-            let n = self.stream_number(first, [lo, i], passing.len(), order);
-            self.bring(stream, n)?;
+        for (order, stream) in passing.iter().enumerate() {
+            if self.brings(order) {
+                let n = self.stream_number(first, [lo, i], passing.len(), order);
+                self.bring(stream, n)?;
+            } else if self.widens() {
+                let n = self.stream_number(first, [lo, i], passing.len(), order);
+                self.widen_slot(stream, n);
+            }
         }
         self.w.end_loop(open, &later);
         self.w.end();
@@ -212,22 +218,38 @@ impl Lower<'_> {
         self.w.convert("arith.trunci", v, Ty::Scalar(Elem::I32))
     }
 
-    /// Fills the slot of number `n` with a stream: line by line, part after part.
+    /// Fills the slot of number `n` with a stream: line by line, part after part, and what passes beside it.
     fn bring(&mut self, stream: &Stream, n: Ssa) -> Result<(), Error> {
         let slot = self.slot(stream.through, n);
         self.await_empty(slot);
         let map = self.map_of(stream);
         self.by_leader(|l| {
-            l.w.expect(slot.full, stream.copied());
+            l.w.expect(slot.brought, stream.copied());
             for (number, part) in stream.parts.iter().enumerate() {
                 for (line, at) in l.boxes(stream, part)? {
-                    let to = line * stream.line_bytes() + number * stream.part_rows() * LINE_BYTES;
+                    let to = match stream.is_narrow() {
+                        true => stream.bytes() / 2 + number * stream.part_bytes(),
+                        false => line * stream.line_bytes() + number * stream.part_rows() * LINE_BYTES,
+                    };
                     let to = l.w.offset(slot.start, to as i64);
-                    l.w.copy_box(to, map, slot.full, &at, None);
+                    l.w.copy_box(to, map, slot.brought, &at, None);
                 }
             }
-            Ok(())
+            l.bring_rows(stream, slot)
         })
+    }
+
+    fn bring_rows(&mut self, stream: &Stream, slot: Slot) -> Result<(), Error> {
+        let mut to = slot.rows;
+        for row in &stream.rows {
+            for at in &row.parts {
+                let at = self.indices(at)?;
+                let from = self.element(row.tensor, &at);
+                self.w.copy_bytes(to, from, slot.brought, row.part_bytes(), None);
+                to = self.w.offset(to, row.part_bytes() as i64);
+            }
+        }
+        Ok(())
     }
 
     /// By one lane of the warp.
@@ -241,12 +263,15 @@ impl Lower<'_> {
         Ok(())
     }
 
-    /// Where each line of a part begins.
+    /// Where each line of a part begins; of a narrow one, where all do.
     fn boxes(&mut self, stream: &Stream, part: &Part) -> Result<Vec<(usize, Vec<Ssa>)>, Error> {
         let mut at = vec![];
         for v in &part.at {
             let i = self.index(*v)?;
             at.push(self.narrow_index(i));
+        }
+        if stream.is_narrow() {
+            return Ok(vec![(0, at)]);
         }
         let mut boxes = vec![];
         for line in 0..stream.lines() {
@@ -260,7 +285,9 @@ impl Lower<'_> {
     /// Entries of tables that say where the streams are which this thread brings.
     fn reads(&self, body: &Block, passing: &[Stream]) -> Vec<Val> {
         let own = passing.iter().enumerate().filter(|(order, _)| self.brings(*order));
-        let mut rest: Vec<Val> = own.flat_map(|(_, s)| s.parts.iter().flat_map(|p| p.at.clone())).collect();
+        let lines = own.clone().flat_map(|(_, s)| s.parts.iter().flat_map(|p| &p.at));
+        let rows = own.flat_map(|(_, s)| s.rows.iter().flat_map(|r| r.parts.iter().flatten()));
+        let mut rest: Vec<Val> = lines.chain(rows).copied().collect();
         let mut found = vec![];
         while let Some(v) = rest.pop() {
             match body.stmts.iter().find(|s| s.results.contains(&v)) {

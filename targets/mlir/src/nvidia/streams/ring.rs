@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - both sides count what passes through a ring in the same order: a number says its slot and the phase of the slot's barriers;
-//! - a slot is filled again only after a lane of every consumer warp said that it is done with it.
+//! - a slot is filled again only after a lane of every consumer warp said that it is done with it;
+//! - a slot whose elements are widened where they lie is full once they are.
 
 use super::super::{Lower, wgmma::ops::I32};
 use super::find::Through;
@@ -18,14 +19,21 @@ pub(crate) struct Ring {
     pub(crate) at: usize,
     pub(crate) slots: usize,
     pub(crate) slot_bytes: usize,
-    /// First barrier: those that say a slot is full, then those that say it is empty.
+    /// First barrier: those that say a slot is full, those that say it is empty, and those that say that it was brought where
+    /// that is not the same as full.
     pub(crate) barriers: usize,
+    /// Where what passes beside the first slot's lines is, and its bytes in each.
+    pub(crate) rows: usize,
+    pub(crate) row_bytes: usize,
+    pub(crate) widened: bool,
 }
 
 impl Ring {
-    /// Bytes of its barriers.
-    pub(crate) fn barrier_bytes(slots: usize) -> usize {
-        2 * BARRIER * slots
+    /// The same slots with their rows at `at` and their barriers behind them; and where those end.
+    pub(crate) fn ending(self, at: usize) -> (Ring, usize) {
+        let barriers = at + self.slots * self.row_bytes;
+        let each = if self.widened { 3 } else { 2 };
+        (Ring { rows: at, barriers, ..self }, barriers + each * BARRIER * self.slots)
     }
 }
 
@@ -33,6 +41,10 @@ impl Ring {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
     pub(crate) start: Ssa,
+    /// What passes beside.
+    pub(crate) rows: Ssa,
+    /// What the copy engine arrives at.
+    pub(crate) brought: Ssa,
     pub(crate) full: Ssa,
     pub(crate) empty: Ssa,
     /// Of the phase that fills it, 0 or 1.
@@ -68,7 +80,7 @@ impl Lower<'_> {
 
     /// Where number `n` passes.
     pub(crate) fn slot(&mut self, through: Through, n: Ssa) -> Slot {
-        let Ring { at, slots, slot_bytes, barriers } = self.ring(through);
+        let Ring { at, slots, slot_bytes, barriers, rows, row_bytes, widened } = self.ring(through);
         let (slot, turn) = (self.w.modulo(n, slots), self.w.over(n, slots));
         let parity = self.w.modulo(turn, 2);
         let first = self.shared_at(at);
@@ -78,7 +90,19 @@ impl Lower<'_> {
         let bytes = self.w.times(slot, BARRIER);
         let full = self.w.advance(barrier, bytes);
         let empty = self.w.offset(full, (BARRIER * slots) as i64);
-        Slot { start, full, empty, parity }
+        if !widened {
+            return Slot { start, rows: start, brought: full, full, empty, parity };
+        }
+        let brought = self.w.offset(empty, (BARRIER * slots) as i64);
+        let first = self.shared_at(rows);
+        let bytes = self.w.times(slot, row_bytes);
+        let rows = self.w.advance(first, bytes);
+        Slot { start, rows, brought, full, empty, parity }
+    }
+
+    /// Waits until the copy engine has brought the slot's contents.
+    pub(crate) fn await_brought(&mut self, slot: Slot) {
+        self.w.await_phase(slot.brought, slot.parity);
     }
 
     /// Waits until the slot is full.
@@ -94,23 +118,30 @@ impl Lower<'_> {
 
     /// Says that this warp is done with a slot.
     pub(crate) fn release(&mut self, slot: Slot) {
+        self.arrive_once(slot.empty);
+    }
+
+    /// Arrives at a barrier, once for the warp.
+    pub(crate) fn arrive_once(&mut self, barrier: Ssa) {
         let lane = self.w.special_register("tid.x");
         let lane = self.w.modulo(lane, 32);
         let first = self.w.is("eq", lane, 0);
         self.w.begin_if(first);
-        self.w.arrive(slot.empty);
+        self.w.arrive(barrier);
         self.w.end();
     }
 
-    /// Makes all barriers.
-    pub(crate) fn init_rings(&mut self, consumer_warps: usize) {
+    /// Makes all barriers, for so many consumer warps and warps that widen.
+    pub(crate) fn init_rings(&mut self, consumer_warps: usize, wideners: usize) {
         for through in [Through::Kept, Through::Passing] {
-            let Ring { slots, barriers, .. } = self.ring(through);
-            for i in 0..slots {
-                let full = self.shared_at(barriers + BARRIER * i);
-                let empty = self.shared_at(barriers + BARRIER * (slots + i));
-                self.w.init_barrier(full, 1);
-                self.w.init_barrier(empty, consumer_warps);
+            let Ring { slots, barriers, widened, .. } = self.ring(through);
+            let brought = widened.then_some(1);
+            let arrivals = [Some(if widened { wideners } else { 1 }), Some(consumer_warps), brought];
+            for (kind, arrivals) in arrivals.into_iter().flatten().enumerate() {
+                for i in 0..slots {
+                    let barrier = self.shared_at(barriers + BARRIER * (kind * slots + i));
+                    self.w.init_barrier(barrier, arrivals);
+                }
             }
         }
         self.w.fence_barriers();

@@ -104,6 +104,12 @@ impl Writer {
         self.effect(&format!("nvvm.barrier id = {id} number_of_threads = {n}"));
     }
 
+    /// Waits for the other threads of the warp, and sees what they wrote and that they have read.
+    pub(in crate::nvidia) fn meet_warp(&mut self) {
+        let all = self.ints(I32, -1);
+        self.effect(&format!("nvvm.bar.warp.sync {all} : i32"));
+    }
+
     /// Arrives at barrier `id` of so many threads, and does not wait.
     pub(in crate::nvidia) fn arrive_at(&mut self, id: Ssa, threads: usize) {
         let n = self.i32(threads);
