@@ -79,7 +79,7 @@ impl Lower<'_> {
             return self.mma_stored(a, b, acc).map(Value::Stored);
         }
         let acc = self.tile(acc)?;
-        if let Some(tile) = self.mma_tiled(a, b, &acc).or_else(|| self.mma_nibbles(a, b, &acc)) {
+        if let Some(tile) = self.mma_tiled(a, b, &acc) {
             return Ok(Value::Tile(tile));
         }
         let unit = self.unit(a, b)?;

@@ -16,7 +16,6 @@ mod deferred;
 mod integer;
 mod load;
 mod mma;
-mod nibbles;
 mod operand;
 mod pipeline;
 mod reduce;
