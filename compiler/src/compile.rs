@@ -147,7 +147,7 @@ impl<'a> Compilation<'a> {
         let fused =
             fuse(merged, limits.max_model_len).map_err(|problems| Error::Unsupported { stage: "fuse", problems })?;
         let fused = check("fuse", fused)?;
-        let fused = quantized(fused, options, model, targets)?;
+        let fused = quantized(fused, options, (model, &tensors), targets)?;
         dump(options, progress, Stage::Fused, &fused)?;
         Ok(Compilation { options, model, limits, stored, progress, fused, tensors })
     }
@@ -304,14 +304,19 @@ fn assembler() -> String {
 }
 
 /// Products quantised where that is asked for, or where the checkpoint is and every target has kernels for it.
-fn quantized(graph: Graph, options: &Options, model: &Model, targets: &[Target]) -> Result<Graph> {
+fn quantized(
+    graph: Graph,
+    options: &Options,
+    (model, tensors): (&Model, &BTreeMap<String, Vec<u64>>),
+    targets: &[Target],
+) -> Result<Graph> {
     let gpus = targets.iter().filter(|target| target.gpu.is_some()).count();
     // CPUs and GPUs multiply weights in groups with other activations
     let alike = |stored: &Stored| stored.group.is_none() || gpus == 0 || gpus == targets.len();
     let can = |stored: &Stored| alike(stored) && targets.iter().all(|target| has_schedule(target, *stored));
-    let stored = |name: &str| model.checkpoint.as_ref()?.stored(name).filter(can).filter(|_| options.as_stored);
+    let stored = |name: &str| model.stored(name, tensors).filter(can).filter(|_| options.as_stored);
     let weight_only = gpus > 0 && gpus == targets.len();
-    let wanted = Wanted { choice: options.quantize, stored: &stored, weight_only };
+    let wanted = Wanted { choice: options.quantize, stored: &stored, kept: model.checkpoint.is_some(), weight_only };
     let graph = quantize(graph, wanted).map_err(|problems| Error::Unsupported { stage: "quantize", problems })?;
     Ok(check("quantize", graph)?)
 }

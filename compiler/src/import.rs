@@ -43,6 +43,8 @@ pub(crate) struct Model {
     pub files: Vec<(String, Vec<u8>)>,
     /// The weights, where the compile needs any.
     pub checkpoint: Option<Checkpoint>,
+    /// How its config says that weights are quantised.
+    quantization: Option<quantized::config::Config>,
 }
 
 /// Finds and reads MODEL.
@@ -57,10 +59,10 @@ pub(crate) fn import(options: &Options) -> Result<Model> {
     }
     files.extend(goldens(options, &dir)?.map(|bytes| ("goldens.json".to_string(), bytes)));
     let architecture = architecture(&dir, &files)?;
-    known_quantization(&dir, &files)?;
+    let quantization = quantization(&dir, &files)?;
     let checkpoint = checkpoint(options, &dir)?;
     let dtype = choose_dtype(options.dtype, checkpoint.as_ref(), architecture.facts().dtype)?;
-    Ok(Model { name, dir, architecture, dtype, files, checkpoint })
+    Ok(Model { name, dir, architecture, dtype, files, checkpoint, quantization })
 }
 
 /// Reads a GGUF file, and the tokenizer's files beside it where they are.
@@ -88,7 +90,7 @@ fn import_gguf(options: &Options, path: &Path) -> Result<Model> {
     };
     let name = path.file_stem().map_or_else(|| "model".to_string(), |n| n.to_string_lossy().into_owned());
     let checkpoint = options.dummy_weights.is_none().then_some(checkpoint);
-    Ok(Model { name, dir, architecture, dtype, files, checkpoint })
+    Ok(Model { name, dir, architecture, dtype, files, checkpoint, quantization: None })
 }
 
 /// Whether the artifact is made of a checkpoint's weights, so that one has to be there.
@@ -140,12 +142,12 @@ fn architecture(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Box<dyn Archi
         .map_err(|source| Error::Config { path: dir.join(name), source: Box::new(source) })
 }
 
-/// Refuses a config that says that weights are quantised in a way that is not known, whatever becomes of the weights.
-fn known_quantization(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
-    let Some((name, bytes)) = files.first() else { return Ok(()) };
+/// How a config says that weights are quantised. A way that is not known is refused whatever becomes of the weights.
+fn quantization(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<quantized::config::Config>> {
+    let Some((name, bytes)) = files.first() else { return Ok(None) };
     let config = serde_json::from_slice(bytes).unwrap_or_default();
     let refused = |problem| Error::Quantization { path: dir.join(name), problem };
-    quantized::config::Config::of(&config).map(|_| ()).map_err(refused)
+    quantized::config::Config::of(&config).map_err(refused)
 }
 
 /// The checkpoint, where weights come from one.
@@ -212,6 +214,15 @@ impl Model {
         match mismatches.is_empty() {
             true => Ok(()),
             false => Err(Error::Checkpoint { path: self.dir.clone(), mismatches }),
+        }
+    }
+
+    /// How the checkpoint stores a tensor that may be multiplied with as it is stored, or would by its config where there is none.
+    pub(crate) fn stored(&self, name: &str, tensors: &BTreeMap<String, Vec<u64>>) -> Option<quantized::Stored> {
+        match (&self.checkpoint, self.quantization) {
+            (Some(checkpoint), _) => checkpoint.stored(name),
+            (None, Some(config)) => config.stored(*tensors.get(name)?.last()?),
+            (None, None) => None,
         }
     }
 

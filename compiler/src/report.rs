@@ -64,7 +64,7 @@ pub(crate) fn products(graph: &Graph) -> BTreeMap<String, usize> {
             let kind = match scales {
                 Scales::None => values.to_string(),
                 Scales::Rows => format!("{values} in rows"),
-                Scales::Groups(columns) => format!("{values} in groups of {columns}"),
+                Scales::Groups(columns) | Scales::FloatGroups(columns) => format!("{values} in groups of {columns}"),
                 Scales::GroupsWithZeros(columns) => format!("{values} in groups of {columns} with zeros"),
                 Scales::WeightOnly { group, zeros } => {
                     let zeros = if *zeros { " with zeros" } else { "" };

@@ -1,7 +1,7 @@
 //! Matrix product with an epilogue.
 //!
 //! Quantised operands are multiplied as they are, integers exactly, and scaled after: over all of k with a scale for each row
-//! of both operands, or group by group in ascending k with scales for groups of the weight. Where the weight alone is
+//! of both operands, or group by group in ascending k with scales for groups of the weight, which are integers or floats. Where the weight alone is
 //! quantised, its values become numbers first ([`weight_only`]).
 
 mod weight_only;
@@ -73,7 +73,7 @@ impl Quantized {
     pub fn kind(self) -> Scales {
         match self.group {
             Some(group) if self.weight_only => Scales::WeightOnly { group, zeros: self.zeros },
-            _ => Scales::of(self.group, self.zeros),
+            _ => Scales::of(self.weight, self.group, self.zeros),
         }
     }
 
@@ -180,7 +180,7 @@ fn scale_params(k: &mut KernelBuilder, s: &Gemm, q: Quantized) -> ScaleRefs {
         Some(groups) => k.tensor("weight_scale", gated(s, &[s.n, groups], q.scale), q.scales, Access::Weight),
     };
     let sums = groups
-        .filter(|_| values)
+        .filter(|_| values && !q.weight.is_float())
         .map(|groups| k.input("a_sums", TensorType::new([Dim::Sym(s.m), groups.into()], DType::F32)));
     let zeros = groups
         .filter(|_| q.zeros)
@@ -215,6 +215,7 @@ fn multiply_quantized(k: &mut KernelBuilder, s: &Gemm, p: &Program, scales: &Sca
             let (scales, zeros) = (scales.weight, scales.zeros);
             grouped(k, s, p, &SummedGroups { group, sums, scales, middle: q.zero(), zeros })
         }
+        (Some(group), None) => float_groups(k, s, p, group, scales.weight),
         _ => {
             let zeros =
                 |k: &mut KernelBuilder| if q.weight.is_float() { k.zeros(&shape) } else { k.integer_zeros(&shape) };
@@ -267,20 +268,42 @@ fn grouped(k: &mut KernelBuilder, s: &Gemm, p: &Program, g: &SummedGroups) -> Ve
         let sums = k.broadcast(sums, 1, s.block_n, Layout::Acc);
         let product = |(half, acc): (usize, &Val)| {
             let w = k.load_operand(p.weight, &p.half(half, &[p.col, at]), &[s.block_n, g.group]);
-            let of_columns = |k: &mut KernelBuilder, of: TensorRef| {
-                let each = k.load(of, &p.half(half, &[p.col, i]), &[s.block_n, 1]);
-                let each = k.reshape(each, &shape[1..]);
-                k.broadcast(each, 0, s.block_m, Layout::Acc)
-            };
-            let scale = of_columns(k, g.scales);
+            let origin = p.half(half, &[p.col, i]);
+            let scale = of_columns(k, s, g.scales, &origin);
             let zeros_sum = g.zeros.map_or(sums, |zeros| {
-                let zeros = of_columns(k, zeros);
+                let zeros = of_columns(k, s, zeros, &origin);
                 k.map(Mul, &[sums, zeros])
             });
             let zeros = k.integer_zeros(&shape);
             let dot = k.mma(a, w, zeros);
             let dot = k.cast(dot, DType::F32);
             let dot = k.map(Sub, &[dot, zeros_sum]);
+            let scaled = k.map(Mul, &[dot, scale]);
+            k.map(Add, &[*acc, scaled])
+        };
+        acc.iter().enumerate().map(product).collect()
+    })
+}
+
+/// What a group of each column has one of, along the rows of the result.
+fn of_columns(k: &mut KernelBuilder, s: &Gemm, of: TensorRef, origin: &[Val]) -> Val {
+    let each = k.load(of, origin, &[s.block_n, 1]);
+    let each = k.reshape(each, &[s.block_n]);
+    k.broadcast(each, 0, s.block_m, Layout::Acc)
+}
+
+/// Sums over groups in ascending order: `scale * (values · values)`.
+fn float_groups(k: &mut KernelBuilder, s: &Gemm, p: &Program, group: usize, scales: TensorRef) -> Vec<Val> {
+    let shape = [s.block_m, s.block_n];
+    let init: Vec<Val> = (0..p.halves.len().max(1)).map(|_| k.zeros(&shape)).collect();
+    k.fold(s.k / group, s.stages, &init, |k, i, acc| {
+        let at = k.scale(i, group);
+        let a = k.load_operand(p.a, &[p.row, at], &[s.block_m, group]);
+        let product = |(half, acc): (usize, &Val)| {
+            let w = k.load_operand(p.weight, &p.half(half, &[p.col, at]), &[s.block_n, group]);
+            let scale = of_columns(k, s, scales, &p.half(half, &[p.col, i]));
+            let zeros = k.zeros(&shape);
+            let dot = k.mma(a, w, zeros);
             let scaled = k.map(Mul, &[dot, scale]);
             k.map(Add, &[*acc, scaled])
         };

@@ -8,6 +8,7 @@ use rvllm_artifact::{
     plan::DType,
     recipe::{Part, Recipe},
 };
+use rvllm_ir as ir;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 use std::{fs, path::Path};
@@ -25,6 +26,16 @@ pub enum Layout {
     Int8,
     /// compressed-tensors' float-quantized.
     E4m3,
+    /// The same with a scale for each block of 128 rows and columns.
+    FloatBlocks,
+    /// Transformers' fp8, whose blocks are those.
+    Fp8Blocks,
+}
+
+impl Layout {
+    fn has_blocks(self) -> bool {
+        matches!(self, Layout::FloatBlocks | Layout::Fp8Blocks)
+    }
 }
 
 /// What a matrix is quantised to.
@@ -33,12 +44,14 @@ struct Matrix {
     columns: usize,
     /// `[rows, columns]`.
     values: Vec<u8>,
-    /// `[rows, groups]f16`, or `[rows]f32`.
+    /// `[rows, groups]f16`, or `[rows]f32`; of blocks in f32.
     scales: Vec<u8>,
     /// `[rows, groups]`; the middle where they are symmetric.
     zeros: Vec<u8>,
 }
 
+/// Rows and columns of a block.
+const BLOCK: usize = 128;
 /// Columns that share a scale of symmetric values, and of others.
 const GROUPS: [usize; 2] = [32, 64];
 
@@ -92,10 +105,15 @@ fn quantization_config(layout: Layout, symmetric: bool) -> Value {
             let activations = json!({"num_bits": 8, "symmetric": true, "dynamic": true, "strategy": "token"});
             compressed("int-quantized", json!({"num_bits": 8, "strategy": "channel"}), activations)
         }
-        Layout::E4m3 => {
+        Layout::E4m3 | Layout::FloatBlocks => {
             let activations = json!({"num_bits": 8, "type": "float", "dynamic": true, "strategy": "token"});
-            let weights = json!({"num_bits": 8, "type": "float", "strategy": "channel"});
+            let strategy = if layout.has_blocks() { "block" } else { "channel" };
+            let block = layout.has_blocks().then_some([BLOCK, BLOCK]);
+            let weights = json!({"num_bits": 8, "type": "float", "strategy": strategy, "block_structure": block});
             compressed("float-quantized", weights, activations)
+        }
+        Layout::Fp8Blocks => {
+            json!({"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]})
         }
     }
 }
@@ -106,10 +124,19 @@ fn packed(checkpoint: &Checkpoint, stem: &str, layout: Layout, symmetric: bool) 
     let m = match (symmetric, layout) {
         (true, Layout::Int8) => as_quantize(checkpoint, stem, DType::I8, None)?,
         (true, Layout::E4m3) => as_quantize(checkpoint, stem, DType::F8e4m3, None)?,
+        (true, Layout::FloatBlocks | Layout::Fp8Blocks) => in_blocks(checkpoint, stem)?,
         (true, _) => as_quantize(checkpoint, stem, DType::U4, Some(GROUPS[0]))?,
         (false, _) => between(checkpoint, stem)?,
     };
     let (n, k) = (m.rows, m.columns);
+    if layout.has_blocks() {
+        let kind = if layout == Layout::Fp8Blocks { "weight_scale_inv" } else { "weight_scale" };
+        let [across, down] = [n.div_ceil(BLOCK), k.div_ceil(BLOCK)];
+        return Ok(vec![
+            (format!("{stem}.weight"), Dtype::F8_E4M3, vec![n, k], m.values),
+            (format!("{stem}.{kind}"), Dtype::F32, vec![across, down], m.scales),
+        ]);
+    }
     let groups = m.zeros.len() / n;
     let tensor =
         |kind: &str, dtype, shape: [usize; 2], bytes: Vec<u8>| (format!("{stem}.{kind}"), dtype, shape.to_vec(), bytes);
@@ -146,7 +173,7 @@ fn packed(checkpoint: &Checkpoint, stem: &str, layout: Layout, symmetric: bool) 
             all.extend((!symmetric).then(|| tensor("weight_zero_point", Dtype::I32, [n / 8, groups], along_n)));
             all
         }
-        Layout::Int8 | Layout::E4m3 => {
+        Layout::Int8 | Layout::E4m3 | Layout::FloatBlocks | Layout::Fp8Blocks => {
             let dtype = if layout == Layout::Int8 { Dtype::I8 } else { Dtype::F8_E4M3 };
             vec![tensor("weight", dtype, [n, k], m.values), tensor("weight_scale", Dtype::F32, [n, 1], m.scales)]
         }
@@ -172,13 +199,35 @@ fn as_quantize(checkpoint: &Checkpoint, stem: &str, to: DType, group: Option<usi
     Ok(Matrix { rows, columns, values, scales: run(Part::Scales, groups * 2)?, zeros: vec![8; groups] })
 }
 
+/// Values in e4m3 of blocks whose largest magnitude becomes the largest value.
+fn in_blocks(checkpoint: &Checkpoint, stem: &str) -> Result<Matrix> {
+    let name = format!("{stem}.weight");
+    let [rows, columns] = shape(checkpoint, &name)?;
+    let numbers = numbers(checkpoint, name, rows * columns)?;
+    let across = columns.div_ceil(BLOCK);
+    let mut largest = vec![1e-30f32; rows.div_ceil(BLOCK) * across];
+    let block = |i: usize| i / columns / BLOCK * across + i % columns / BLOCK;
+    for (i, x) in numbers.iter().enumerate() {
+        largest[block(i)] = largest[block(i)].max(x.abs());
+    }
+    let scales: Vec<f32> = largest.iter().map(|x| x / ir::DType::F8e4m3.largest()).collect();
+    let value = |(i, x): (usize, &f32)| ir::e4m3_bits(x / scales[block(i)]);
+    let values = numbers.iter().enumerate().map(value).collect();
+    let scales = scales.into_iter().flat_map(f32::to_le_bytes).collect();
+    Ok(Matrix { rows, columns, values, scales, zeros: vec![] })
+}
+
+fn numbers(checkpoint: &Checkpoint, name: String, count: usize) -> Result<Vec<f32>> {
+    let mut bytes = vec![0; count * 4];
+    execute(&Recipe::Cast(DType::F32, Box::new(Recipe::Tensor(name))), checkpoint, 1, &mut bytes)?;
+    Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
 /// Values between the least and the largest number of a group.
 fn between(checkpoint: &Checkpoint, stem: &str) -> Result<Matrix> {
     let name = format!("{stem}.weight");
     let [rows, columns] = shape(checkpoint, &name)?;
-    let mut bytes = vec![0; rows * columns * 4];
-    execute(&Recipe::Cast(DType::F32, Box::new(Recipe::Tensor(name))), checkpoint, 1, &mut bytes)?;
-    let numbers: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let numbers = numbers(checkpoint, name, rows * columns)?;
     let mut m = Matrix { rows, columns, values: vec![], scales: vec![], zeros: vec![] };
     for group in numbers.chunks_exact(GROUPS[1]) {
         let (least, largest) = group.iter().fold((0f32, 0f32), |(a, b), x| (a.min(*x), b.max(*x)));

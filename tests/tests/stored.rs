@@ -14,7 +14,7 @@ use rvllm_tests::{
     quantized::{self, Layout},
 };
 use safetensors::SafeTensors;
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 /// Tokens that are scored.
 const TOKENS: usize = 2000;
@@ -119,6 +119,53 @@ fn e4m3_is_kept_for_hopper_and_widened_for_cpus() -> Result<()> {
     let (ours, plain) = (perplexity(&widened)?, perplexity(&compile(&demo(), |_| ())?)?);
     println!("E4m3: perplexity {ours:.4}, {plain:.4} before it was quantised");
     ensure!((ours / plain - 1.0).abs() < NEAR, "perplexity {ours}, {plain} before it was quantised");
+    Ok(())
+}
+
+#[test]
+fn blocks_of_e4m3_are_kept_for_hopper_and_widened_for_cpus() -> Result<()> {
+    let hopper = |o: &mut Options| o.targets = vec!["sm_90a".to_string()];
+    let dir = checkpoint(Layout::Fp8Blocks, true)?;
+    let ours = compile(dir.path(), hopper)?;
+    let other = checkpoint(Layout::FloatBlocks, true)?;
+    same_values("FloatBlocks", &compile(other.path(), hopper)?, &ours)?;
+    let file = fs::read(dir.path().join("model.safetensors"))?;
+    kept_in_blocks(&ours, &SafeTensors::deserialize(&file)?)?;
+    let plan = ours.artifact.plan(ours.artifact.target_named("sm_90a")?)?;
+    let products = plan.kernels.iter().filter(|k| k.symbol.starts_with("gemm_")).map(|k| k.symbol.as_str());
+    let products: Vec<&str> = products.filter(|name| !name.starts_with("gemm_bf16_l")).collect();
+    ensure!(products.iter().all(|name| name.starts_with("gemm_f8e4m3g128_f32_")), "{products:?}");
+    let widened = compile(dir.path(), |_| ())?;
+    ensure!(weights(&widened, &[".values"])?.is_empty(), "CPUs multiply with no e4m3");
+    let (ours, plain) = (perplexity(&widened)?, perplexity(&compile(&demo(), |_| ())?)?);
+    println!("Fp8Blocks: perplexity {ours:.4}, {plain:.4} before it was quantised");
+    ensure!((ours / plain - 1.0).abs() < NEAR, "perplexity {ours}, {plain} before it was quantised");
+    Ok(())
+}
+
+/// Every block's scale and values are in the layers' weights of `ours` as often as `file` has them.
+fn kept_in_blocks(ours: &Compiled, file: &SafeTensors<'_>) -> Result<()> {
+    let counts = |bytes: &[u8]| {
+        bytes.iter().fold([0usize; 256], |mut counts, b| {
+            counts[usize::from(*b)] += 1;
+            counts
+        })
+    };
+    let total = |all: &[(String, Vec<u8>)]| counts(&all.iter().flat_map(|(_, b)| b.clone()).collect::<Vec<_>>());
+    let stored: Vec<_> =
+        file.tensors().into_iter().filter(|(_, view)| view.dtype() == safetensors::Dtype::F8_E4M3).collect();
+    let theirs: Vec<u8> = stored.iter().flat_map(|(_, view)| view.data().to_vec()).collect();
+    let (mut found, wanted) = (total(&weights(ours, &[".values"])?), counts(&theirs));
+    // what fills a last block up
+    ensure!(found[0] >= wanted[0], "{} zeros, {} stored", found[0], wanted[0]);
+    found[0] = wanted[0];
+    ensure!(found == wanted, "values differ");
+    let scales = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect::<BTreeSet<_>>();
+    let inverse = file.tensors().into_iter().filter(|(name, _)| name.ends_with("weight_scale_inv"));
+    let wanted: BTreeSet<u32> = inverse.flat_map(|(_, view)| scales(view.data())).collect();
+    let found: BTreeSet<u32> =
+        weights(ours, &[".scales"])?.iter().flat_map(|(_, b)| scales(b)).filter(|b| *b != 0).collect();
+    ensure!(found == wanted, "{} scales, {} stored", found.len(), wanted.len());
     Ok(())
 }
 

@@ -70,8 +70,13 @@ pub enum Recipe {
 pub enum Part {
     /// `[N, K]` in the type asked for.
     Values,
-    /// `[N]f32`, or `[N, K/group]f16`.
+    /// `[N]f32`, or `[N, K/group]`: f16 of integers, f32 of floats.
     Scales,
+}
+
+/// The element type of the scales that [`Recipe::Quantize`] makes: f16 for groups of integers, else f32.
+pub fn scale_dtype(to: DType, group: Option<usize>) -> DType {
+    if group.is_some() && !to.is_float() { DType::F16 } else { DType::F32 }
 }
 
 impl Recipe {

@@ -61,24 +61,27 @@ impl Scheme {
         Scheme { x: DType::I8, weight, group, logits: true, scale, zeros: false, stored: false, weight_only: false }
     }
 
-    fn stored(of: Stored) -> Scheme {
+    fn stored(of: Stored, kept: bool) -> Scheme {
         let Stored { values, group, scales, zeros } = of;
         let [values, scales] = [values, scales].map(emit::ir_dtype);
         let made = match values {
-            DType::F8e4m3 => Scheme::of(QuantizeChoice::Fp8),
+            DType::F8e4m3 => {
+                Scheme { group: group.map(|n| n as usize), scale: scales, ..Scheme::of(QuantizeChoice::Fp8) }
+            }
             _ => Scheme { zeros, ..Scheme::new(values, group.map(|n| n as usize), scales) },
         };
-        Scheme { stored: true, ..made }
+        Scheme { stored: kept, ..made }
     }
 
     fn rows(self) -> Quantize {
-        Quantize { to: self.x, group: self.group }
+        // sums are of weights that are unsigned
+        Quantize { to: self.x, group: self.group.filter(|_| !self.weight.is_float()) }
     }
 
     fn scales(self) -> Scales {
         match self.group {
             Some(group) if self.weight_only => Scales::WeightOnly { group, zeros: self.zeros },
-            _ => Scales::of(self.group, self.zeros),
+            _ => Scales::of(self.weight, self.group, self.zeros),
         }
     }
 }
@@ -90,6 +93,8 @@ pub struct Wanted<'a> {
     pub choice: Option<QuantizeChoice>,
     /// How the checkpoint stores a tensor that may be multiplied with as it is stored.
     pub stored: &'a dyn Fn(&str) -> Option<Stored>,
+    /// Whether what is stored is at hand; else numbers are quantised as it would be.
+    pub kept: bool,
     /// Whether weights in groups are multiplied with activations as they are.
     pub weight_only: bool,
 }
@@ -101,11 +106,11 @@ impl Wanted<'_> {
             Op::Weight(recipe) => stored_alike(recipe, self.stored),
             _ => None,
         };
-        let scheme = match (self.choice.map(Scheme::of), stored.map(Scheme::stored)) {
+        let scheme = match (self.choice.map(Scheme::of), stored.map(|of| Scheme::stored(of, self.kept))) {
             (Some(asked), Some(stored)) if stored.weight.bits() > asked.weight.bits() => Some(asked),
             (asked, stored) => stored.or(asked),
         };
-        scheme.map(|s| Scheme { weight_only: self.weight_only && s.group.is_some(), ..s })
+        scheme.map(|s| Scheme { weight_only: self.weight_only && s.group.is_some() && !s.weight.is_float(), ..s })
     }
 }
 
@@ -198,7 +203,7 @@ fn shared_table(graph: &mut Graph, n: NodeIndex, wanted: Wanted<'_>) {
         return;
     };
     let (table, ids) = (*table, *ids);
-    let lookup = |s: &Scheme| !s.zeros && (s.group.is_none() || s.scale == DType::F16);
+    let lookup = |s: &Scheme| !s.zeros && (s.group.is_none() || (s.scale == DType::F16 && !s.weight.is_float()));
     let Some(scheme) = wanted.scheme(graph, table).filter(lookup).filter(|s| !s.weight_only) else { return };
     if !graph.users(table).iter().any(|(user, operand)| *operand == 1 && is_product(graph, *user, scheme)) {
         return;
@@ -224,7 +229,7 @@ fn product(graph: &mut Graph, n: NodeIndex, scheme: Scheme) {
     quantized.extend(&operands[2..]);
     quantized.extend(at(1));
     quantized.push(scales);
-    quantized.extend(scheme.group.and_then(|_| at(2)));
+    quantized.extend(scheme.rows().group.and_then(|_| at(2)));
     quantized.extend(scheme.zeros.then(|| weight(graph, operands[1], scheme, Part::Zeros)));
     let (old, loc) = (ValueId { node: n, result: 0 }, graph.node(n).loc.clone());
     let name = forget_name(graph, old);

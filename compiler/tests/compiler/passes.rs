@@ -80,9 +80,10 @@ fn quantised_products_stay_near_and_their_weights_are_those_of_the_recipes() -> 
         for dir in common::goldens()? {
             let model = common::model(&dir)?;
             let [_, _, fused] = model.graphs(DType::F32)?;
-            let Ok(quantised) =
-                quantize(fused.clone(), Wanted { choice: Some(choice), stored: &|_| None, weight_only: false })
-            else {
+            let Ok(quantised) = quantize(
+                fused.clone(),
+                Wanted { choice: Some(choice), stored: &|_| None, kept: true, weight_only: false },
+            ) else {
                 continue;
             };
             let quantised = pass_check("quantize", quantised)?;

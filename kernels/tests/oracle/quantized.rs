@@ -1,7 +1,7 @@
 //! Kernels of quantised values: products of int8 rows, of int4 and int8 groups with and without zeros, rows of activations to values,
 //! lookups in a quantised table.
 //!
-//! Products of integers are exact, so that sums in 64-bit integers are what they must be; only scaling rounds.
+//! Sums in f64 are exact: what they must be of integers, whose products only scaling rounds.
 
 use crate::{
     Numbers, Run, Symbols, assert_close,
@@ -15,6 +15,14 @@ use rvllm_ir::{
 use rvllm_kernels::{Embed, Gemm, QuantizeRows, Quantized, embed, gemm, quantize_rows};
 
 const ALL: Epilogue = Epilogue { bias: true, silu_mul: true, residual: true };
+
+/// `n` values of a type, of all of its range; of integers of this one.
+fn values(numbers: &mut Numbers, n: usize, dtype: DType, range: [f32; 2]) -> Vec<f32> {
+    match dtype {
+        DType::F8e4m3 => (0..n).map(|_| dtype.saturate(numbers.next() * 448.0)).collect(),
+        _ => integers(numbers, n, range),
+    }
+}
 
 /// `n` integers of all of this range.
 fn integers(numbers: &mut Numbers, n: usize, [least, most]: [f32; 2]) -> Vec<f32> {
@@ -69,11 +77,12 @@ impl Operands {
         let groups = rows * s.k / group(s);
         let most = how.weight.largest();
         let least = if how.weight == DType::I8 { -128.0 } else { 0.0 };
-        let zero = if how.group.is_some() { (most + 1.0) / 2.0 } else { 0.0 };
+        let of_a = if how.weight.is_float() { how.weight } else { DType::I8 };
+        let zero = if how.group.is_some() && !how.weight.is_float() { (most + 1.0) / 2.0 } else { 0.0 };
         let scale = if how.group.is_some() { how.scale } else { DType::F32 };
         Operands {
-            a: integers(&mut numbers, m * s.k, [-128.0, 127.0]),
-            weight: integers(&mut numbers, rows * s.k, [least, most]),
+            a: values(&mut numbers, m * s.k, of_a, [-128.0, 127.0]),
+            weight: values(&mut numbers, rows * s.k, how.weight, [least, most]),
             a_scale: scales(&mut numbers, m, DType::F32),
             weight_scale: scales(&mut numbers, groups, scale),
             zeros: if how.zeros { integers(&mut numbers, groups, [0.0, most]) } else { vec![zero; groups] },
@@ -87,7 +96,7 @@ impl Operands {
         let mut run = Run::new(gemm("gemm", s), Symbols { t: m, ..Symbols::default() });
         run.set("a", &self.a).set("weight", &self.weight);
         run.set("a_scale", &self.a_scale).set("weight_scale", &self.weight_scale);
-        if how.group.is_some() {
+        if how.group.is_some() && !how.weight.is_float() {
             let sums: Vec<f32> = self.a.chunks(group(s)).map(|values| values.iter().sum()).collect();
             run.set("a_sums", &sums);
         }
@@ -103,9 +112,9 @@ impl Operands {
         let of_group = |g: usize| {
             let at = row * groups + g;
             let (a, w) = (&self.a[i * s.k + g * each..][..each], &self.weight[row * s.k + g * each..][..each]);
-            let zero = self.zeros[at] as i64;
-            let dot: i64 = a.iter().zip(w).map(|(a, w)| *a as i64 * (*w as i64 - zero)).sum();
-            dot as f64 * f64::from(self.weight_scale[at])
+            let zero = f64::from(self.zeros[at]);
+            let dot: f64 = a.iter().zip(w).map(|(a, w)| f64::from(*a) * (f64::from(*w) - zero)).sum();
+            dot * f64::from(self.weight_scale[at])
         };
         let product = (0..groups).map(of_group).sum::<f64>() * f64::from(self.a_scale[i]);
         if s.epilogue.bias { product + f64::from(self.bias[row]) } else { product }
@@ -166,6 +175,21 @@ fn int4_products_in_groups_of_odd_shapes() {
 }
 
 #[test]
+fn e4m3_products_in_groups_of_odd_shapes() {
+    for epilogue in [PLAIN, ALL] {
+        for (m, n, k, group) in [(1, 4, 128, 128), (3, 9, 384, 128), (7, 3, 640, 128), (5, 13, 96, 32)] {
+            for scale in [DType::F32, DType::Bf16] {
+                let how = Quantized {
+                    scales: MemLayout::Fragments { k: 1 },
+                    ..groups_of(DType::F8e4m3, group, scale, false)
+                };
+                check(&spec(n, k, how, epilogue), m);
+            }
+        }
+    }
+}
+
+#[test]
 fn zeros_of_the_middle_change_no_bit() {
     let middle = spec(9, 96, groups_of(DType::U4, 32, DType::F16, false), ALL);
     let named = Gemm { quantized: Some(groups_of(DType::U4, 32, DType::F16, true)), ..middle.clone() };
@@ -175,7 +199,8 @@ fn zeros_of_the_middle_change_no_bit() {
 
 #[test]
 fn tiles_and_other_rows_do_not_change_a_quantised_row() {
-    for how in [rows_of(DType::I8), groups_of(DType::U4, 32, DType::F16, true)] {
+    let e4m3 = groups_of(DType::F8e4m3, 32, DType::F32, false);
+    for how in [rows_of(DType::I8), groups_of(DType::U4, 32, DType::F16, true), e4m3] {
         let s = spec(9, 96, how, ALL);
         let operands = Operands::new(&s, 8);
         let all = operands.run(&s, 8);

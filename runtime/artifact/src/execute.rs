@@ -209,7 +209,10 @@ impl<'a> Rows<'a> {
         let ty = match (part, scheme.group) {
             (Part::Values, _) => TensorType { dtype: scheme.to, shape: vec![rows, columns] },
             (Part::Scales, None) => TensorType { dtype: DType::F32, shape: vec![rows] },
-            (Part::Scales, Some(_)) => TensorType { dtype: DType::F16, shape: vec![rows, columns / group] },
+            (Part::Scales, Some(_)) => {
+                let dtype = if scheme.searches() { DType::F16 } else { DType::F32 };
+                TensorType { dtype, shape: vec![rows, columns / group] }
+            }
         };
         Rows::new(ty, Node::Quantize { scheme, part, of: Box::new(of), shared })
     }

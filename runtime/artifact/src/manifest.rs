@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// 2.2: a step may take tokens from the one before it ([`crate::plan::Plan::feeds`]).
 ///
-/// 2.3: the most likely tokens of a row are found ([`crate::plan::Outputs::most_likely`]).
+/// 2.3: the most likely tokens of a row are found ([`crate::plan::Outputs::most_likely`]); groups of weights are quantised to floats too
+/// ([`crate::recipe::Recipe::Quantize`]).
 pub const FORMAT: &str = "2.3";
 
 /// [`Target::arch`] of NVIDIA GPUs.

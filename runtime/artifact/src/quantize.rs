@@ -24,9 +24,9 @@ const E4M3: f32 = 448.0;
 const LEAST: f32 = 1e-30;
 
 impl Scheme {
-    /// Whether the scales of a row are searched for, which takes as long as all else.
+    /// Whether the scales of a row are searched for, which takes as long as all else: those of groups of integers, in f16.
     pub(crate) fn searches(self) -> bool {
-        self.group.is_some()
+        self.group.is_some() && self.to != DType::F8e4m3
     }
 }
 
@@ -40,9 +40,14 @@ pub(crate) fn numbers(row: &[u8]) -> Vec<f32> {
 /// # Errors
 /// A scale that f16 does not hold.
 pub(crate) fn row(scheme: Scheme, part: Part, numbers: &[f32], out: &mut [u8]) -> Result<(), String> {
-    match scheme.group {
-        Some(_) => scaled(scheme, part, numbers, &search(scheme, numbers)?, out),
-        None => whole(numbers, scheme.to, part, out),
+    if scheme.searches() {
+        scaled(scheme, part, numbers, &search(scheme, numbers)?, out);
+        return Ok(());
+    }
+    let run = scheme.group.map_or(numbers.len(), |group| group as usize).max(1);
+    let made = if part == Part::Values { run } else { size_of::<f32>() };
+    for (numbers, out) in numbers.chunks_exact(run).zip(out.chunks_exact_mut(made)) {
+        whole(numbers, scheme.to, part, out);
     }
     Ok(())
 }

@@ -15,9 +15,9 @@ pub enum Recipe {
     /// Another element type, rounded to nearest even.
     Cast(DType, Box<Recipe>),
     /// What `[N, K]` is quantised to, row by row: with a `group`, unsigned values around the middle of their range and an
-    /// f16 scale for so many columns; else values and one f32 scale a row.
+    /// f16 scale for so many columns, or floats and an f32 scale; else values and one f32 scale a row.
     Quantize {
-        /// Element type of the values: i8 or f8e4m3 for rows, u4 or u8 for groups.
+        /// Element type of the values: i8 or f8e4m3 for rows, u4, u8 or f8e4m3 for groups.
         to: DType,
         /// Columns that share a scale.
         group: Option<u32>,
@@ -72,7 +72,7 @@ pub enum Recipe {
 pub enum Part {
     /// `[N, K]`.
     Values,
-    /// `[N]f32`, or `[N, K/group]f16`.
+    /// `[N]f32`, or `[N, K/group]`: f16 of integers, f32 of floats.
     Scales,
 }
 
@@ -103,10 +103,13 @@ impl Recipe {
             Recipe::Quantize { to, group, of, .. } => {
                 let known = match group {
                     None => matches!(to, DType::I8 | DType::F8e4m3),
-                    Some(n) => matches!(to, DType::U4 | DType::U8) && GROUP.contains(n) && n.is_multiple_of(2),
+                    Some(n) => {
+                        let known = matches!(to, DType::U4 | DType::U8 | DType::F8e4m3);
+                        known && GROUP.contains(n) && n.is_multiple_of(2)
+                    }
                 };
                 if !known {
-                    let rule = "rows to i8 or f8e4m3, or groups of 2 to 4096, an even number, to u4 or u8";
+                    let rule = "rows to i8 or f8e4m3, or groups of 2 to 4096, an even number, to u4, u8 or f8e4m3";
                     return Err(format!("quantisation of {group:?} columns to {to}, expected {rule}"));
                 }
                 of.check_below(below)

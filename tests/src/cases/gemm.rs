@@ -190,6 +190,34 @@ pub fn packed_launch(kernel: &Kernel, t: usize) -> Launch {
     set(launch, "weight_scale", &|x, dtype| dtype.round(x / 16.0))
 }
 
+/// Shapes of products of e4m3 values with a scale for each 128 columns of a row of the weight: columns that fill tiles and pieces
+/// and that do not, an odd number of lines, and columns for every kind of schedule row.
+const FLOAT_GROUPED: [Shape; 6] =
+    [(96, 128, PLAIN), (72, 384, BIAS), (136, 640, GATED), (576, 1024, RESIDUAL), (4232, 256, PLAIN), (8456, 128, ALL)];
+/// Columns that share such a scale.
+const FLOAT_GROUP: usize = 128;
+
+/// The kernels of every schedule row for e4m3 values with scales of groups, problem by problem.
+pub fn float_groups(target: &Target) -> Vec<Vec<Kernel>> {
+    let mut all = vec![];
+    for (scale, shapes) in [(DType::F32, &FLOAT_GROUPED[..]), (DType::Bf16, &FLOAT_GROUPED[..3])] {
+        for (i, shape) in shapes.iter().enumerate() {
+            let how = Quantized {
+                weight: DType::F8e4m3,
+                group: Some(FLOAT_GROUP),
+                scales: MemLayout::Fragments { k: 1 },
+                scale,
+                zeros: false,
+                weight_only: false,
+            };
+            let name = |j| format!("gemm_f8e4m3g{FLOAT_GROUP}_{scale}_{i}_{j}");
+            let named = |(j, row): (usize, &&GemmRow)| gemm(&name(j), &quantized_spec(target, how, *shape, row));
+            all.push(rows(target, DType::F8e4m3, shape).iter().enumerate().map(named).collect());
+        }
+    }
+    all
+}
+
 /// How checkpoints store weights beside the ways in which they are quantised here: values, columns that share a scale, the
 /// scale's element type, whether there are zeros.
 const STORED: [(DType, usize, DType, bool); 4] = [
@@ -309,6 +337,7 @@ pub fn cases(target: &Target) -> Vec<Case> {
     };
     cases.extend(quantized.iter().flat_map(|(dtype, tolerance)| quantized_cases(target, *dtype, *tolerance)));
     if target.gpu.is_some() {
+        cases.extend(value_cases(float_groups(target), DType::F8e4m3, 8e-3));
         cases.extend(packed_cases(target));
         cases.extend(deep_cases(target));
     }
@@ -346,8 +375,13 @@ fn value_rows(dtype: DType, columns: usize) -> &'static [usize] {
 
 /// Every variant of every product of values with every number of tokens.
 fn quantized_cases(target: &Target, dtype: DType, tolerance: f32) -> Vec<Case> {
+    value_cases(quantized(target, dtype), dtype, tolerance)
+}
+
+/// Cases of the kernels of problems.
+fn value_cases(problems: Vec<Vec<Kernel>>, dtype: DType, tolerance: f32) -> Vec<Case> {
     let mut cases = vec![];
-    for kernels in quantized(target, dtype) {
+    for kernels in problems {
         let columns = kernels[0].params.last().and_then(|c| c.ty.last()).unwrap_or(0);
         for t in value_rows(dtype, columns) {
             let first = quantized_launch(&kernels[0], *t);

@@ -33,7 +33,7 @@ pub(super) fn run(case: &Case<'_>) -> anyhow::Result<String> {
         _ => bail!("`test quantize` takes int8, int4, fp8, or stored VALUES GROUP SCALES, not {:?}", case.args),
     };
     let stored = |name: &str| stored.filter(|_| !name.starts_with("plain"));
-    match quantize(case.graph()?.clone(), Wanted { choice, stored: &stored, weight_only }) {
+    match quantize(case.graph()?.clone(), Wanted { choice, stored: &stored, kept: true, weight_only }) {
         Ok(graph) => Ok(check("quantize", graph)?.to_string()),
         Err(errors) => problems(case, &errors),
     }

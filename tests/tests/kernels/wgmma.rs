@@ -47,6 +47,15 @@ fn packed(row: &GemmRow, (n, k): (usize, usize), group: usize, zeros: bool) -> G
     Gemm { quantized: Some(how), weight: MemLayout::Fragments { k: 64 }, ..whole }
 }
 
+/// A product of e4m3 values with scales of groups.
+fn scaled(row: &GemmRow, shape: (usize, usize), scale: DType) -> Gemm {
+    let residual = shape.0.is_multiple_of(64) && !row.gated;
+    let whole = product(row, shape, residual, if residual { DType::Bf16 } else { DType::F32 });
+    let scales = MemLayout::Fragments { k: 1 };
+    let how = whole.quantized.map(|how| Quantized { group: Some(128), scales, scale, ..how });
+    Gemm { quantized: how, ..whole }
+}
+
 fn products(target: &Target) -> Vec<Gemm> {
     let mut all = vec![];
     for (n, k) in SHAPES {
@@ -63,6 +72,12 @@ fn products(target: &Target) -> Vec<Gemm> {
     {
         let rows = [false, true].into_iter().flat_map(|gated| target.gemm_rows("u4", gated, n, k));
         all.extend(rows.map(|row| packed(row, (n, k), group, zeros)));
+    }
+    for (n, k, scale) in
+        [(4096, 4096, DType::F32), (6144, 4096, DType::Bf16), (28672, 512, DType::F32), (1000, 384, DType::F32)]
+    {
+        let rows = [false, true].into_iter().flat_map(|gated| target.gemm_rows("f8e4m3", gated, n, k));
+        all.extend(rows.map(|row| scaled(row, (n, k), scale)));
     }
     all
 }

@@ -179,6 +179,8 @@ pub enum Scales {
     Groups(usize),
     /// As [`Scales::Groups`], with a value for each that stands for zero.
     GroupsWithZeros(usize),
+    /// One for each row of x, and one for so many columns of a row of the weight; both hold values of one floating-point type.
+    FloatGroups(usize),
     /// None for x, which holds numbers, and one for so many columns of a row of the weight, which holds unsigned values.
     WeightOnly {
         /// Columns that share a scale.
@@ -189,10 +191,12 @@ pub enum Scales {
 }
 
 impl Scales {
-    /// Those of a weight: a scale for `group` columns, or for all of a row where absent, and zeros where there are some.
-    pub fn of(group: Option<usize>, zeros: bool) -> Scales {
+    /// Those of a weight of this type: a scale for `group` columns, or for all of a row where absent, and zeros where there
+    /// are some.
+    pub fn of(weight: DType, group: Option<usize>, zeros: bool) -> Scales {
         match (group, zeros) {
             (None, _) => Scales::Rows,
+            (Some(n), _) if weight.is_float() => Scales::FloatGroups(n),
             (Some(n), false) => Scales::Groups(n),
             (Some(n), true) => Scales::GroupsWithZeros(n),
         }
@@ -202,7 +206,10 @@ impl Scales {
     pub fn group(self) -> Option<usize> {
         match self {
             Scales::None | Scales::Rows => None,
-            Scales::Groups(group) | Scales::GroupsWithZeros(group) | Scales::WeightOnly { group, .. } => Some(group),
+            Scales::Groups(group)
+            | Scales::GroupsWithZeros(group)
+            | Scales::FloatGroups(group)
+            | Scales::WeightOnly { group, .. } => Some(group),
         }
     }
 
@@ -210,7 +217,7 @@ impl Scales {
     pub fn operands(self) -> usize {
         match self {
             Scales::None => 0,
-            Scales::Rows => 2,
+            Scales::Rows | Scales::FloatGroups(_) => 2,
             Scales::Groups(_) => 3,
             Scales::GroupsWithZeros(_) => 4,
             Scales::WeightOnly { zeros, .. } => 1 + usize::from(zeros),
@@ -221,7 +228,7 @@ impl Scales {
     pub fn of_weight(self) -> Vec<usize> {
         match self {
             Scales::None | Scales::Rows => vec![],
-            Scales::Groups(_) => vec![1],
+            Scales::Groups(_) | Scales::FloatGroups(_) => vec![1],
             Scales::GroupsWithZeros(_) => vec![1, 3],
             Scales::WeightOnly { zeros, .. } => (0..1 + usize::from(zeros)).collect(),
         }
@@ -255,7 +262,7 @@ pub enum Call {
     /// `(x [.., K], weight [N, K], bias?, residual?, scales..) -> [.., N or N/2]`, in `out`. The scales are
     /// `x_scale [..]f32, weight_scale [N]f32` with [`Scales::Rows`]; `x_scale, weight_scale [N, K/group]` in f16, bf16 or f32,
     /// `x_sums [.., K/group]f32` with [`Scales::Groups`], and after them with [`Scales::GroupsWithZeros`]
-    /// `weight_zero [N, K/group]f16`; `weight_scale [N, K/group], weight_zero [N, K/group]f16?` with [`Scales::WeightOnly`].
+    /// `weight_zero [N, K/group]f16`; `x_scale, weight_scale [N, K/group]` with [`Scales::FloatGroups`]; `weight_scale [N, K/group], weight_zero [N, K/group]f16?` with [`Scales::WeightOnly`].
     Gemm {
         /// What happens before the store.
         epilogue: Epilogue,

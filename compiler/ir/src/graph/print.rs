@@ -108,13 +108,15 @@ fn gemm(epilogue: Epilogue, scales: Scales, out: DType) -> Vec<String> {
 
 fn scales_of(scales: Scales) -> impl Iterator<Item = String> {
     let (columns, flags) = match scales {
-        Scales::None => (None, [false; 2]),
-        Scales::Rows => (Some("rows".to_string()), [false; 2]),
-        Scales::Groups(n) => (Some(n.to_string()), [false; 2]),
-        Scales::GroupsWithZeros(n) => (Some(n.to_string()), [true, false]),
-        Scales::WeightOnly { group, zeros } => (Some(group.to_string()), [zeros, true]),
+        Scales::None => (None, [false; 3]),
+        Scales::Rows => (Some("rows".to_string()), [false; 3]),
+        Scales::Groups(n) => (Some(n.to_string()), [false; 3]),
+        Scales::GroupsWithZeros(n) => (Some(n.to_string()), [true, false, false]),
+        Scales::FloatGroups(n) => (Some(n.to_string()), [false, false, true]),
+        Scales::WeightOnly { group, zeros } => (Some(group.to_string()), [zeros, true, false]),
     };
-    let flags = flags.into_iter().zip(["zeros", "weight_only"]).filter(|(on, _)| *on).map(|(_, name)| name.to_string());
+    let flags = flags.into_iter().zip(["zeros", "weight_only", "floats"]);
+    let flags = flags.filter(|(on, _)| *on).map(|(_, name)| name.to_string());
     columns.map(|columns| format!("scales = {columns}")).into_iter().chain(flags)
 }
 

@@ -20,8 +20,8 @@ enum Role {
     Matrix { adjacent: usize },
     /// Gates, then ups: each half is packed by itself.
     Gated { adjacent: usize },
-    /// Scales, or zeros, of groups of a weight that alone is quantised: of as many matrices, and so many of a row of which lie
-    /// next to each other.
+    /// Scales, or zeros, of groups of a weight that a GPU's matrix units take: of as many matrices, and so many of a row of
+    /// which lie next to each other.
     Groups { matrices: usize, adjacent: usize },
     /// Everything else.
     Dense,
@@ -98,6 +98,9 @@ impl Selection<'_> {
                         matrices: 1 + usize::from(epilogue.silu_mul),
                         adjacent: (FRAGMENT_COLUMNS / group).max(1),
                     },
+                    Scales::FloatGroups(_) => {
+                        Role::Groups { matrices: 1 + usize::from(epilogue.silu_mul), adjacent: 1 }
+                    }
                     _ => matrix(epilogue.silu_mul, 1),
                 };
                 scales.of_weight().contains(&number).then_some(role)

@@ -29,6 +29,8 @@ const DECODE_TOKENS: usize = 128;
 
 /// Columns that may share a scale of a weight of 4 bits on a GPU.
 const WEIGHT_ONLY_GROUPS: [u32; 3] = [32, 64, 128];
+/// Columns that share a scale of a weight in e4m3: those whose sums are added to the accumulators together.
+const FLOAT_GROUP: u32 = 128;
 
 impl Selection<'_> {
     /// What `call` at node `n` launches, by rising bound; the last has none.
@@ -155,7 +157,8 @@ impl Selection<'_> {
             return Ok(None);
         }
         let weight_only = matches!(scales, Scales::WeightOnly { .. });
-        if scales.group().is_some() && !weight_only && self.target.gpu.is_some() {
+        let integers = matches!(scales, Scales::Groups(_) | Scales::GroupsWithZeros(_));
+        if integers && self.target.gpu.is_some() {
             return Err(format!(
                 "target {} multiplies 4-bit weights with activations of 16 bits, a CPU with those of 8 · help: compile for \
                  one of them at a time",
@@ -414,16 +417,23 @@ fn weight_name(q: Quantized) -> String {
     format!("{weight}{group}{scale}{}", flag(zeros, "z"))
 }
 
-/// The element type whose schedule rows a product of values has: groups are walked in one way, whatever their bits.
+/// The element type whose schedule rows a product of values has: groups of integers are walked in one way, whatever their bits.
 fn schedule(q: Quantized) -> DType {
-    if q.group.is_some() { DType::U4 } else { q.weight }
+    schedule_of(q.weight, q.group.is_some())
+}
+
+fn schedule_of(weight: DType, groups: bool) -> DType {
+    if groups && !weight.is_float() { DType::U4 } else { weight }
 }
 
 /// Whether a target has numbers for products with weights that are stored so.
 pub(crate) fn has_schedule(target: &Target, stored: Stored) -> bool {
     let values = emit::ir_dtype(stored.values);
-    let dtype = if stored.group.is_some() { DType::U4 } else { values };
-    let pieces = |group: u32| values == DType::U4 && WEIGHT_ONLY_GROUPS.contains(&group);
+    let dtype = schedule_of(values, stored.group.is_some());
+    let pieces = |group: u32| match values {
+        DType::F8e4m3 => group == FLOAT_GROUP,
+        _ => values == DType::U4 && WEIGHT_ONLY_GROUPS.contains(&group),
+    };
     if target.gpu.is_some() && stored.group.is_some_and(|group| !pieces(group)) {
         return false;
     }

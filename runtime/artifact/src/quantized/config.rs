@@ -4,6 +4,8 @@
 //! only say how the values were chosen are passed over. Which modules are quantised is told by their tensors, so lists of
 //! those that are not (`modules_to_not_convert`, `ignore`) need no reading.
 
+use super::{LARGEST_GROUP, Stored, group_given};
+use crate::plan::DType;
 use serde_json::{Map, Value};
 
 /// Methods that are read.
@@ -131,6 +133,19 @@ fn short(value: &Value) -> String {
 }
 
 impl Config {
+    /// How it stores a matrix of so many columns whose tensors are not at hand; `None` where only they tell, or where kernels
+    /// multiply with its numbers.
+    pub fn stored(self, columns: u64) -> Option<Stored> {
+        let Config::E4m3 { block } = self else { return None };
+        let group = match block {
+            Some([_, group]) if group < columns => {
+                Some(group_given(group, columns).filter(|n| *n == LARGEST_GROUP)? as u32)
+            }
+            _ => None,
+        };
+        Some(Stored { values: DType::F8e4m3, group, scales: DType::F32, zeros: false })
+    }
+
     /// What a config.json says; `None` where its checkpoint is not quantised.
     ///
     /// # Errors
@@ -348,5 +363,16 @@ mod tests {
         assert!(changed(&format!("{group}/targets"), json!(["re:.*q_proj"])).contains("supported: [\"Linear\"]"));
         assert!(changed(&format!("{group}/weights/symmetric"), json!(false)).contains("weights.symmetric = false"));
         assert!(changed("/config_groups", json!({})).contains("supported: one group"));
+    }
+
+    #[test]
+    fn only_blocks_of_128_columns_that_divide_them_are_multiplied_as_they_are() {
+        let group = |block: [u64; 2], columns| Config::E4m3 { block: Some(block) }.stored(columns).map(|s| s.group);
+        assert_eq!(group([128, 128], 1024), Some(Some(128)));
+        assert_eq!(group([128, 256], 1024), Some(Some(128)));
+        assert_eq!(group([128, 128], 1000), None);
+        assert_eq!(group([64, 64], 1024), None);
+        assert_eq!(group([128, 128], 128), Some(None));
+        assert_eq!(Config::E4m3 { block: None }.stored(1000).map(|s| s.group), Some(None));
     }
 }

@@ -3,7 +3,7 @@
 //! Invariants: a matrix that was made has all its tensors, of the sizes that its shape asks for; rows are read one by one,
 //! so that any range of them takes memory in proportion.
 
-use super::{Part, Stored, fields::Packing, group_given};
+use super::{LARGEST_GROUP, Part, Stored, fields::Packing, group_given};
 use crate::{convert::e4m3, plan::DType, source::TensorType};
 use half::{bf16, f16};
 use std::ops::Range;
@@ -62,8 +62,12 @@ impl Matrix {
     /// How its parts are given out; `None` where only its numbers are.
     pub(super) fn stored(&self) -> Option<Stored> {
         if let Values::Bytes { dtype, .. } = self.values {
-            let whole = self.group == self.columns;
-            return whole.then_some(Stored { values: dtype, group: None, scales: DType::F32, zeros: false });
+            let whole = Stored { values: dtype, group: None, scales: DType::F32, zeros: false };
+            if self.group == self.columns {
+                return Some(whole);
+            }
+            let group = group_given(self.group, self.columns).filter(|n| *n == LARGEST_GROUP)? as u32;
+            return Some(Stored { group: Some(group), scales: self.scales.dtype, ..whole });
         }
         let group = group_given(self.group, self.columns).filter(|_| self.order.is_none())?;
         let values = if self.bits == 4 { DType::U4 } else { DType::U8 };

@@ -54,7 +54,8 @@ impl Part {
 /// How a matrix is stored whose parts kernels can multiply with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stored {
-    /// Element type of its values: i8 or e4m3 with a scale a row, u4 or u8 with a scale for each group of columns.
+    /// Element type of its values: i8 or e4m3 with a scale a row, e4m3 with one for each 128 columns of a row, u4 or u8 with one
+    /// for each group of columns.
     pub values: DType,
     /// Columns that share a scale; all of a row where absent.
     pub group: Option<u32>,

@@ -66,7 +66,7 @@ fn gemm(operands: &[&Tensor], e: Epilogue, scales: Scales) -> Tensor {
             let w = quantize::numbers(w, group, scale[0], zeros.then(|| scale[1]));
             ops::linear(x, &w, bias)
         }
-        Scales::Rows | Scales::Groups(_) | Scales::GroupsWithZeros(_) => {
+        Scales::Rows | Scales::Groups(_) | Scales::GroupsWithZeros(_) | Scales::FloatGroups(_) => {
             let x = quantize::numbers(x, x.last(), scale[0], None);
             let zeros = matches!(scales, Scales::GroupsWithZeros(_)).then(|| scale[3]);
             let w = quantize::numbers(w, scales.group().unwrap_or(w.last()), scale[1], zeros);

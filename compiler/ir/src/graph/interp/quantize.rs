@@ -4,7 +4,11 @@
 //! [`weight`] where their scales are those of this scheme.
 
 use super::Tensor;
-use crate::{graph::Quantize, recipe::Part, types::DType};
+use crate::{
+    graph::Quantize,
+    recipe::{Part, scale_dtype},
+    types::DType,
+};
 
 /// A row whose largest magnitude is below this is scaled as if it had it, so that no scale's inverse is infinite.
 const LEAST: f32 = 1e-30;
@@ -55,7 +59,7 @@ pub(super) fn weight(of: &Tensor, to: DType, group: Option<usize>, part: Part) -
     Some(match (part, group) {
         (Part::Values, _) => Tensor::float(&of.dims, to, values.concat()),
         (Part::Scales, None) => Tensor::f32(&[n], scales),
-        (Part::Scales, Some(_)) => Tensor::float(&[n, k / run], DType::F16, scales),
+        (Part::Scales, Some(_)) => Tensor::float(&[n, k / run], scale_dtype(to, group), scales),
     })
 }
 

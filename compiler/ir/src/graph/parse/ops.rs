@@ -146,12 +146,22 @@ fn scales(a: &mut Attrs<'_>) -> Read<Scales> {
 
 /// The same, where each group may have a zero.
 fn scales_and_zeros(a: &mut Attrs<'_>) -> Read<Scales> {
-    match (scales(a)?, a.flag("zeros")?, a.flag("weight_only")?) {
-        (Scales::Groups(group), zeros, true) => Ok(Scales::WeightOnly { group, zeros }),
-        (Scales::Groups(columns), true, false) => Ok(Scales::GroupsWithZeros(columns)),
-        (scales, false, false) => Ok(scales),
-        (_, zeros, _) => {
-            let flag = if zeros { "zeros" } else { "weight_only" };
+    match (scales(a)?, a.flag("zeros")?, a.flag("weight_only")?, a.flag("floats")?) {
+        (Scales::Groups(group), zeros, true, false) => Ok(Scales::WeightOnly { group, zeros }),
+        (Scales::Groups(columns), true, false, false) => Ok(Scales::GroupsWithZeros(columns)),
+        (Scales::Groups(columns), false, false, true) => Ok(Scales::FloatGroups(columns)),
+        (scales, false, false, false) => Ok(scales),
+        (Scales::Groups(_), ..) => {
+            Err(a.error("attribute `floats` goes with neither `zeros` nor `weight_only`".to_string()))
+        }
+        (_, zeros, weight_only, _) => {
+            let flag = if zeros {
+                "zeros"
+            } else if weight_only {
+                "weight_only"
+            } else {
+                "floats"
+            };
             Err(a.error(format!("attribute `{flag}` needs groups: `scales = COLUMNS`")))
         }
     }

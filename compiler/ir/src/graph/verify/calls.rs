@@ -148,6 +148,11 @@ fn scaled_product(o: Operands<'_>, bias: bool, scales: Scales, at: usize, out: D
             }
             x.dtype == DType::I8 && matches!(w.dtype, DType::U4 | DType::U8)
         }
+        Scales::FloatGroups(group) => {
+            let groups = Dim::Const(groups(o, k, group)?);
+            group_scales(o, at + 1, [*n, groups])?;
+            x.dtype == w.dtype && w.dtype == DType::F8e4m3
+        }
         Scales::WeightOnly { group, zeros } => {
             let groups = Dim::Const(groups(o, k, group)?);
             group_scales(o, at, [*n, groups])?;

@@ -18,7 +18,7 @@ pub use infer::infer;
 use super::{Graph, Input, Op, Use, ValueId, ValueType};
 use crate::{
     diag::Diagnostic,
-    recipe::{Part, Recipe},
+    recipe::{Part, Recipe, scale_dtype},
     text,
     types::DType,
 };
@@ -200,12 +200,12 @@ fn weight_error(recipe: &Recipe, ty: &ValueType) -> Option<String> {
 fn quantized_error(to: DType, group: Option<usize>, part: Part, ty: &crate::TensorType) -> Option<String> {
     let fits = match (group, to) {
         (None, DType::I8 | DType::F8e4m3) => true,
-        (Some(n), DType::U4 | DType::U8) => n > 0,
+        (Some(n), DType::U4 | DType::U8 | DType::F8e4m3) => n > 0,
         _ => false,
     };
     if !fits {
         let of = group.map_or("whole rows".to_string(), |n| format!("groups of {n}"));
-        return Some(format!("quantises {of} to {to}: rows go to i8 or f8e4m3, groups to u4 or u8"));
+        return Some(format!("quantises {of} to {to}: rows go to i8 or f8e4m3, groups to u4, u8 or f8e4m3"));
     }
     let rank = if part == Part::Scales && group.is_none() { 1 } else { 2 };
     let uneven = part == Part::Values && group.is_some_and(|n| !ty.last().is_some_and(|k| k.is_multiple_of(n)));
@@ -222,7 +222,7 @@ fn recipe_dtype(recipe: &Recipe) -> Option<DType> {
         Recipe::Concat(parts) => parts.iter().find_map(recipe_dtype),
         Recipe::Cast(dtype, _) => Some(*dtype),
         Recipe::Quantize { to, part: Part::Values, .. } => Some(*to),
-        Recipe::Quantize { group, part: Part::Scales, .. } => Some(group.map_or(DType::F32, |_| DType::F16)),
+        Recipe::Quantize { to, group, part: Part::Scales, .. } => Some(scale_dtype(*to, *group)),
         Recipe::Pack { of, .. } | Recipe::Blocks { of, .. } | Recipe::Fragments { of, .. } => recipe_dtype(of),
         Recipe::RopeTable { .. } => Some(DType::F32),
     }

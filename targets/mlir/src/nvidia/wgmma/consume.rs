@@ -119,7 +119,7 @@ impl Lower<'_> {
         let share = self.w.times(group, m_share);
         let m = self.w.advance(m, share);
         let (m, n) = (self.w.descriptor(m), self.w.descriptor(n));
-        if self.form.promotes { self.sum_lines([m, n], sums) } else { self.sum_chains([m, n], sums) }
+        if self.form.promotes { self.sum_lines([m, n], stage, sums) } else { self.sum_chains([m, n], sums) }
     }
 
     /// One chain of sums for each accumulator.
@@ -135,9 +135,10 @@ impl Lower<'_> {
         sums
     }
 
-    /// A chain of sums for each line of K, added to the accumulators once they are done.
-    fn sum_lines(&mut self, operands: [Ssa; 2], sums: &[Ssa]) -> Vec<Ssa> {
+    /// A chain of sums for each line of K, added to the accumulators, times its scales where it has some, once they are done.
+    fn sum_lines(&mut self, operands: [Ssa; 2], stage: Ssa, sums: &[Ssa]) -> Vec<Ssa> {
         let mut sums = sums.to_vec();
+        let scales = self.line_scales(stage);
         let any = self.w.nullary("llvm.mlir.undef", sums[0].ty);
         let all: Vec<(usize, usize)> =
             (0..self.form.lines).flat_map(|line| (0..self.form.blocks()).map(move |block| (line, block))).collect();
@@ -150,9 +151,16 @@ impl Lower<'_> {
                 })
                 .collect();
             self.w.await_products();
-            for ((_, block), chain) in some.iter().zip(chains) {
-                sums[*block] = self.w.add_members(sums[*block], chain);
+            for ((line, block), chain) in some.iter().zip(chains) {
+                sums[*block] = match &scales {
+                    Some(scales) => self.add_scaled(sums[*block], chain, scales, *line),
+                    None => self.w.add_members(sums[*block], chain),
+                };
             }
+        }
+        if scales.is_some() {
+            // other lanes read scales, too
+            self.w.meet_warp();
         }
         sums
     }

@@ -71,8 +71,9 @@ pub(super) struct Form {
     pub(super) packed: Option<Packed>,
     /// Columns of the result that a thread of a narrow form has for a row of it.
     pub(super) several: usize,
-    /// Bytes of weights of a stage, their scales apart.
+    /// Bytes of weights of a stage, and of their scales.
     pub(super) weight_bytes: usize,
+    pub(super) scale_bytes: usize,
     /// Where rows, the result, and the barriers begin; and the end.
     pub(super) rows_at: usize,
     pub(super) out_at: usize,
@@ -109,7 +110,7 @@ impl Form {
         let out = if wide { warpgroups * 2 * BOX_BYTES } else { warpgroups * finished * (features * out_bytes + PAD) };
         let slots = if ctas > 1 { 16 + finished * weights * 4 } else { 0 };
         let weight_bytes = packed.as_ref().map_or(lines * LINE_BYTES * weights, |of| of.value_bytes(weights));
-        let scale_bytes = packed.as_ref().map_or(0, |of| of.scale_bytes(weights));
+        let scale_bytes = packed.as_ref().map_or(p.line_scale_bytes(weights, lines), |of| of.scale_bytes(weights));
         let stage = weight_bytes + lines * LINE_BYTES * p.m + scale_bytes;
         // half a block of weights is read as a whole one, whatever lies behind it
         let behind = if weights < M && packed.is_none() { BLOCK_BYTES / 2 } else { 0 };
@@ -143,6 +144,7 @@ impl Form {
             several,
             packed,
             weight_bytes,
+            scale_bytes,
             rows_at,
             out_at,
             barriers_at,

@@ -3,7 +3,7 @@
 //! follows is done on them before the result leaves through shared memory.
 //!
 //! [`product`] finds the shape in tile IR, [`form`] chooses sizes, [`produce`] loads, [`consume`] multiplies, [`epilogue`]
-//! computes the rest and [`store`] writes; [`split`] has sums in two halves, [`packed`] makes numbers of weights of 4 bits in the registers of those that multiply. Weights do not depend on other kernels: the ring is filled with them before the
+//! computes the rest and [`store`] writes; [`split`] has sums in two halves, [`scaled`] has a scale for each line of K, [`packed`] makes numbers of weights of 4 bits in the registers of those that multiply. Weights do not depend on other kernels: the ring is filled with them before the
 //! predecessors' results are waited for.
 //!
 //! Invariants:
@@ -21,6 +21,7 @@ mod packed;
 mod produce;
 mod product;
 mod raster;
+mod scaled;
 mod split;
 mod store;
 

@@ -116,7 +116,7 @@ impl Finder<'_, '_> {
         (known && groups.are_whole(k)).then_some((values, groups))
     }
 
-    fn binary(&self, op: MapOp, v: Val) -> Option<[Val; 2]> {
+    pub(super) fn binary(&self, op: MapOp, v: Val) -> Option<[Val; 2]> {
         match self.definitions.get(&v)? {
             Inst::Map(found, args) if *found == op => args[..].try_into().ok(),
             _ => None,
@@ -206,7 +206,7 @@ impl Lower<'_> {
     }
 
     /// Where a stage's part of a piece is, of so many bytes: of a tile past the last columns, of the last piece.
-    fn piece_of(&mut self, tensor: usize, first: Ssa, piece: usize, step: Ssa, bytes: usize) -> Ssa {
+    pub(super) fn piece_of(&mut self, tensor: usize, first: Ssa, piece: usize, step: Ssa, bytes: usize) -> Ssa {
         let param = self.product.param(tensor);
         let dims: Vec<usize> = param.ty.dims.iter().filter_map(|d| d.constant()).collect();
         let MemLayout::Fragments { k } = param.layout else {

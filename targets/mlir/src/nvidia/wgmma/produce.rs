@@ -122,8 +122,7 @@ impl Lower<'_> {
 
     fn announce(&mut self, stage: Ssa) {
         let full = self.full(stage);
-        let scales = self.form.packed.as_ref().map_or(0, |of| of.scale_bytes(self.form.weights));
-        self.w.expect(full, self.form.weight_bytes + scales + self.form.row_bytes());
+        self.w.expect(full, self.form.weight_bytes + self.form.scale_bytes + self.form.row_bytes());
     }
 
     /// The first line of a stage.
@@ -140,6 +139,9 @@ impl Lower<'_> {
     fn load_weights(&mut self, [_, column]: Origin, stage: Ssa, step: Ssa) {
         if self.form.packed.is_some() {
             return self.load_packed(column, stage, step);
+        }
+        if let Some(scales) = self.product.line_scales {
+            self.load_line_scales(scales, column, stage, step);
         }
         let (full, to) = (self.full(stage), self.weights_at(stage));
         let row = self.w.times(column, self.product.matrices());

@@ -1,7 +1,7 @@
 //! Finds the one shape of kernel that this lowering is for: a pipeline that sums products of two tensors' tiles, index
 //! arithmetic before it, elementwise work and one store after it. Nothing is known of the kernel's name or purpose.
 
-use super::{form::LINE_BYTES, packed::Groups};
+use super::{form::LINE_BYTES, packed::Groups, scaled::lines_together};
 use rvllm_ir::{
     tile::{Access, Block, IndexOp, Inst, Kernel, Layout, MemLayout, Param, Stmt, Val},
     types::{DType, Dim},
@@ -25,6 +25,8 @@ pub(super) struct Product<'k> {
     pub(super) col: Val,
     /// Where b has values of 4 bits: what makes numbers of them.
     pub(super) groups: Option<Groups>,
+    /// Scales of the sums of each line of K, where there are some.
+    pub(super) line_scales: Option<usize>,
     /// Rows and columns of the result's tile.
     pub(super) m: usize,
     pub(super) n: usize,
@@ -62,6 +64,8 @@ impl<'k> Product<'k> {
         let ([m, k], n) = (loads.a_shape, loads.n);
         let line = LINE_BYTES * 8 / kernel.params[loads.a].ty.dtype.bits();
         let depth = (steps * k).min(find.columns(loads.a)?).div_ceil(line);
+        let weights = n * pipeline.results.len();
+        let lines = if loads.scales.is_some() { lines_together(m + weights) } else { k / line };
         let product = Product {
             kernel,
             a: loads.a,
@@ -69,10 +73,11 @@ impl<'k> Product<'k> {
             b: loads.b,
             col: loads.col,
             groups: loads.groups,
+            line_scales: loads.scales,
             m,
             n,
             line,
-            lines: k / line,
+            lines,
             depth,
             stages: *stages,
             sums: pipeline.results.clone(),
@@ -80,7 +85,8 @@ impl<'k> Product<'k> {
             result,
             definitions,
         };
-        (k % line == 0 && depth > 0 && product.fits_layouts()).then_some(product)
+        let whole = if loads.scales.is_some() { k == line } else { k % line == 0 };
+        (whole && depth > 0 && product.fits_layouts()).then_some(product)
     }
 
     /// Matrices of b.
@@ -121,7 +127,7 @@ impl<'k> Product<'k> {
         }
         let blocks = matches!(b.layout, MemLayout::Blocks { k } if k == self.line) && b.access == Access::Weight;
         let known = matches!(a.ty.dtype, DType::Bf16 | DType::F16 | DType::F8e4m3) && a.ty.dtype == b.ty.dtype;
-        blocks && known && stored && self.alignment(self.a) == UNIT
+        blocks && known && stored && self.alignment(self.a) == UNIT && self.fits_scales()
     }
 }
 
@@ -143,6 +149,7 @@ struct Loads {
     col: Val,
     n: usize,
     groups: Option<Groups>,
+    scales: Option<usize>,
 }
 
 pub(super) struct Finder<'f, 'k> {
@@ -176,18 +183,25 @@ impl Finder<'_, '_> {
     /// What the iterations multiply: one tile of a with a tile of every matrix of b.
     fn loads(&self, body: &Block) -> Option<Loads> {
         let (i, carried) = body.params.split_first()?;
-        let product = |(number, (out, acc)): (usize, (&Val, &Val))| match self.definitions.get(out) {
-            Some(Inst::Mma { a, b, acc: into }) if into == acc => {
-                let (matrix, loads) = self.operands(*i, *a, *b)?;
-                (matrix == number && self.used_once(body, *out)).then_some((*a, loads))
+        let product = |(number, (out, acc)): (usize, (&Val, &Val))| {
+            let scaled = self.scaled(*out, *acc);
+            match self.definitions.get(&scaled.map_or(*out, |(sum, _)| sum)) {
+                Some(Inst::Mma { a, b, acc: into }) if into == acc || scaled.is_some() && self.is_zero(*into) => {
+                    let (matrix, mut loads) = self.operands(*i, *a, *b)?;
+                    if let Some((_, scale)) = scaled {
+                        loads.scales = Some(self.scales_of_line(*i, *b, scale)?);
+                    }
+                    (matrix == number && self.used_once(body, *out)).then_some((*a, loads))
+                }
+                _ => None,
             }
-            _ => None,
         };
         let pairs = body.yields.iter().zip(carried);
         let mut all = pairs.enumerate().map(product).collect::<Option<Vec<_>>>()?.into_iter();
         let (a, first) = all.next()?;
         let same = |(other, l): (Val, Loads)| {
-            other == a && (l.b, l.col, l.n, l.groups) == (first.b, first.col, first.n, first.groups)
+            other == a
+                && (l.b, l.col, l.n, l.groups, l.scales) == (first.b, first.col, first.n, first.groups, first.scales)
         };
         (all.all(same) && self.all_matrices(first.b, carried.len())).then_some(first)
     }
@@ -222,7 +236,7 @@ impl Finder<'_, '_> {
         let symbolic = matches!(self.kernel.params[*ta].ty.dims.first(), Some(Dim::Sym(_)));
         let along = self.is_scaled(*ka, Some(i), k) && self.is_scaled(*kb, Some(i), k);
         let aligned = self.is_scaled(*col, None, n) && self.is_scaled(*row, None, rows);
-        let loads = Loads { a: *ta, row: *row, a_shape: [rows, k], b: *tb, col: *col, n, groups };
+        let loads = Loads { a: *ta, row: *row, a_shape: [rows, k], b: *tb, col: *col, n, groups, scales: None };
         (strided && symbolic && along && aligned).then_some((matrix, loads))
     }
 
