@@ -300,14 +300,27 @@ impl<'a> Rows<'a> {
         self.split(0..self.len(), out, jobs)
     }
 
-    /// The first rows: about `bytes` bytes of them, at least one, at most all.
+    /// The first rows: as many as take about `bytes` bytes, or whose making does, at least one, at most all.
     pub(crate) fn first(&self, bytes: u64, threads: usize) -> Result<Vec<u8>> {
-        let rows = (bytes / self.row_bytes.max(1)).clamp(1, self.len().max(1)).min(self.len());
+        let rows = (bytes / self.made_for_row().max(1)).clamp(1, self.len().max(1)).min(self.len());
         let mut out = vec![0; (rows * self.row_bytes) as usize];
         let mut jobs = vec![];
         self.split(0..rows, &mut out, &mut jobs)?;
         run(jobs, threads)?;
         Ok(out)
+    }
+
+    /// Bytes of a row, or of what it is made of where those are more: a row's scale is made of all its numbers.
+    fn made_for_row(&self) -> u64 {
+        let of = match &self.node {
+            Node::Tensor { .. } | Node::RopeTable { .. } => 0,
+            Node::Concat(parts) => parts.iter().map(Rows::made_for_row).max().unwrap_or(0),
+            Node::Quantize { of, .. }
+            | Node::Pack { of, .. }
+            | Node::Blocks { of, .. }
+            | Node::Fragments { of, .. } => of.made_for_row().saturating_mul(of.len()) / self.len().max(1),
+        };
+        self.row_bytes.max(of)
     }
 
     /// Makes the rows from `start` on that `out` has room for.
@@ -521,4 +534,34 @@ pub(crate) fn run(jobs: Vec<Job<'_>>, threads: usize) -> Result<()> {
         errors
     });
     errors.into_iter().min_by_key(|(i, _)| *i).map_or(Ok(()), |(_, error)| Err(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dummy::DummySource;
+
+    #[test]
+    fn the_first_rows_take_little_to_make() {
+        let source = DummySource::new(1, DType::Bf16, [("x".to_string(), vec![3000, 256])].into()).unwrap();
+        let of = || Box::new(Recipe::Tensor("x".into()));
+        let quantize = |part| Recipe::Quantize { to: DType::F8e4m3, group: None, part, of: of() };
+        let pieces = Recipe::Fragments { k: 32, matrices: 1, of: Box::new(quantize(Part::Values)) };
+        let found = |recipe: &Recipe| {
+            let first = Rows::resolve(recipe, &source).unwrap().first(1 << 18, 1).unwrap();
+            let mut whole = vec![];
+            let mut keep = |bytes: &[u8]| {
+                whole.extend_from_slice(bytes);
+                Ok(())
+            };
+            execute_chunks(recipe, &source, 1, 1 << 20, &mut keep).unwrap();
+            assert!(whole.starts_with(&first));
+            first.len()
+        };
+        // 2 bytes a number as it is stored, 4 while it is quantised
+        assert_eq!(found(&of()), 512 * 512);
+        assert_eq!(found(&quantize(Part::Values)), 256 * 256);
+        assert_eq!(found(&quantize(Part::Scales)), 256 * 4);
+        assert_eq!(found(&pieces), 256 * 256);
+    }
 }
