@@ -143,11 +143,7 @@ impl<'a> Compilation<'a> {
         let tensors = import::tensors(&graph);
         model.check(&tensors)?;
         dump(options, progress, Stage::Graph, &graph)?;
-        let merged = check("merge_linear", merge_linear(graph))?;
-        let fused =
-            fuse(merged, limits.max_model_len).map_err(|problems| Error::Unsupported { stage: "fuse", problems })?;
-        let fused = check("fuse", fused)?;
-        let fused = quantized(fused, options, (model, &tensors), targets)?;
+        let fused = fused(graph, options, (model, &tensors), targets, limits.max_model_len)?;
         dump(options, progress, Stage::Fused, &fused)?;
         Ok(Compilation { options, model, limits, stored, progress, fused, tensors })
     }
@@ -303,22 +299,35 @@ fn assembler() -> String {
     }
 }
 
-/// Products quantised where that is asked for, or where the checkpoint is and every target has kernels for it.
-fn quantized(
+/// The model in kernel calls, its products quantised where that is asked for, or where the checkpoint is and every target has
+/// kernels for it.
+fn fused(
     graph: Graph,
     options: &Options,
     (model, tensors): (&Model, &BTreeMap<String, Vec<u64>>),
     targets: &[Target],
+    max_model_len: usize,
 ) -> Result<Graph> {
+    let unsupported = |stage| move |problems| Error::Unsupported { stage, problems };
+    let kept = kept(options, (model, tensors), targets);
+    let merged = check("merge_linear", merge_linear(graph, &kept))?;
+    let fused = check("fuse", fuse(merged, max_model_len).map_err(unsupported("fuse"))?)?;
+    let weight_only = targets.iter().all(|target| target.gpu.is_some());
+    let wanted = Wanted { choice: options.quantize, stored: &kept, kept: model.checkpoint.is_some(), weight_only };
+    Ok(check("quantize", quantize(fused, wanted).map_err(unsupported("quantize"))?)?)
+}
+
+/// How the checkpoint stores a tensor, where every target has kernels that multiply with it as it is.
+fn kept<'a>(
+    options: &'a Options,
+    (model, tensors): (&'a Model, &'a BTreeMap<String, Vec<u64>>),
+    targets: &'a [Target],
+) -> impl Fn(&str) -> Option<Stored> + 'a {
     let gpus = targets.iter().filter(|target| target.gpu.is_some()).count();
     // CPUs and GPUs multiply weights in groups with other activations
-    let alike = |stored: &Stored| stored.group.is_none() || gpus == 0 || gpus == targets.len();
-    let can = |stored: &Stored| alike(stored) && targets.iter().all(|target| has_schedule(target, *stored));
-    let stored = |name: &str| model.stored(name, tensors).filter(can).filter(|_| options.as_stored);
-    let weight_only = gpus > 0 && gpus == targets.len();
-    let wanted = Wanted { choice: options.quantize, stored: &stored, kept: model.checkpoint.is_some(), weight_only };
-    let graph = quantize(graph, wanted).map_err(|problems| Error::Unsupported { stage: "quantize", problems })?;
-    Ok(check("quantize", graph)?)
+    let alike = move |stored: &Stored| stored.group.is_none() || gpus == 0 || gpus == targets.len();
+    let can = move |stored: &Stored| alike(stored) && targets.iter().all(|target| has_schedule(target, *stored));
+    move |name| model.stored(name, tensors).filter(can).filter(|_| options.as_stored)
 }
 
 /// The targets' plans, with one meaning for each weight's name.

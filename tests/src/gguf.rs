@@ -39,12 +39,12 @@ fn json(path: &Path) -> Result<Value> {
     serde_json::from_slice(&fs::read(path)?).with_context(|| path.display().to_string())
 }
 
-/// Writes the checkpoint of a directory, whose weights are bf16, as one file with its matrices in `encoding`: BF16, Q4_0 or
-/// Q8_0.
+/// Writes the checkpoint of a directory, whose weights are bf16, as one file with the matrix of each name in its `encoding`:
+/// BF16, Q4_0, Q8_0, Q4_K, Q5_K or Q6_K.
 ///
 /// # Errors
 /// The directory lacks a file or a key.
-pub fn write(dir: &Path, encoding: Encoding, to: &Path) -> Result<()> {
+pub fn write(dir: &Path, encoding: impl Fn(&str) -> Encoding, to: &Path) -> Result<()> {
     let (config, tokenizer) = (json(&dir.join("config.json"))?, json(&dir.join("tokenizer.json"))?);
     let checkpoint = Checkpoint::open(dir)?;
     let mut keys = of_config(&config)?;
@@ -59,7 +59,8 @@ pub fn write(dir: &Path, encoding: Encoding, to: &Path) -> Result<()> {
         let (shape, bytes) = tensor(&checkpoint, name, &config)?;
         header.extend([text(&of_hugging_face(name)), (shape.len() as u32).to_le_bytes().to_vec()].concat());
         shape.iter().rev().for_each(|d| header.extend(d.to_le_bytes()));
-        let (number, bytes) = if shape.len() == 2 { encoded(encoding, bytes) } else { encoded(Encoding::Bf16, bytes) };
+        let encoding = if shape.len() == 2 { encoding(name) } else { Encoding::Bf16 };
+        let (number, bytes) = encoded(encoding, bytes);
         header.extend([&number.to_le_bytes()[..], &(data.len() as u64).to_le_bytes()].concat());
         data.extend(bytes);
         data.resize(data.len().next_multiple_of(32), 0);
@@ -68,13 +69,27 @@ pub fn write(dir: &Path, encoding: Encoding, to: &Path) -> Result<()> {
     Ok(fs::write(to, [header, data].concat())?)
 }
 
-/// ggml's number of an encoding, and bf16 numbers in it, as ggml's reference quantises them.
+/// What llama-quantize's `Q4_K_M` makes of a matrix: more bits where they matter most.
+pub fn q4_k_m(name: &str) -> Encoding {
+    let first = ["layers.0.", "layers.3.", "layers.6."].iter().any(|layer| name.contains(layer));
+    match () {
+        () if name.contains("embed_tokens") => Encoding::Q6K,
+        () if first && (name.contains("v_proj") || name.contains("down_proj")) => Encoding::Q6K,
+        () => Encoding::Q4K,
+    }
+}
+
+/// ggml's number of an encoding, and bf16 numbers in it: as ggml's reference quantises them, but without its search for the
+/// scales of blocks of 256.
 fn encoded(encoding: Encoding, bytes: Vec<u8>) -> (u32, Vec<u8>) {
     let numbers = bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect::<Vec<f32>>();
-    let blocks = numbers.as_chunks::<32>().0;
+    let (blocks, supers) = (numbers.as_chunks::<32>().0, numbers.as_chunks::<256>().0);
     match encoding {
         Encoding::Q4_0 => (2, blocks.iter().flat_map(q4_0).collect()),
         Encoding::Q8_0 => (8, blocks.iter().flat_map(q8_0).collect()),
+        Encoding::Q4K => (12, supers.iter().flat_map(|block| with_mins(block, false)).collect()),
+        Encoding::Q5K => (13, supers.iter().flat_map(|block| with_mins(block, true)).collect()),
+        Encoding::Q6K => (14, supers.iter().flat_map(q6_k).collect()),
         _ => (30, bytes),
     }
 }
@@ -93,6 +108,64 @@ fn q8_0(block: &[f32; 32]) -> Vec<u8> {
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     let q = block.map(|x| (x * inverse).round() as i8 as u8);
     half::f16::from_f32(scale).to_le_bytes().into_iter().chain(q).collect()
+}
+
+/// A number as f16, and what that is.
+fn rounded(x: f32) -> ([u8; 2], f32) {
+    let x = half::f16::from_f32(x);
+    (x.to_le_bytes(), x.to_f32())
+}
+
+fn quotient(x: f32, by: f32, most: f32) -> u8 {
+    if by > 0.0 { (x / by).round().clamp(0.0, most) as u8 } else { 0 }
+}
+
+/// Q5_K, or Q4_K: 8 runs of 32, each from its least number, or 0, to its largest.
+fn with_mins(block: &[f32; 256], fifths: bool) -> Vec<u8> {
+    let most = if fifths { 31.0 } else { 15.0 };
+    let runs = block.as_chunks::<32>().0;
+    let mins: Vec<f32> = runs.iter().map(|run| -run.iter().fold(0f32, |a, x| a.min(*x))).collect();
+    let largest = |(run, min): (&[f32; 32], &f32)| (run.iter().fold(0f32, |a, x| a.max(*x)) + min) / most;
+    let scales: Vec<f32> = runs.iter().zip(&mins).map(largest).collect();
+    let of = |all: &[f32]| rounded(all.iter().fold(0f32, |a, x| a.max(*x)) / 63.0);
+    let ((d, of_scales), (least, of_mins)) = (of(&scales), of(&mins));
+    let scales: Vec<u8> = scales.iter().map(|x| quotient(*x, of_scales, 63.0)).collect();
+    let mins: Vec<u8> = mins.iter().map(|x| quotient(*x, of_mins, 63.0)).collect();
+    let value = |i: usize| {
+        let (scale, min) = (of_scales * f32::from(scales[i / 32]), of_mins * f32::from(mins[i / 32]));
+        quotient(block[i] + min, scale, most)
+    };
+    let low = |j: usize| scales[j] | scales[j + 4] >> 4 << 6;
+    let middle = |j: usize| mins[j] | mins[j + 4] >> 4 << 6;
+    let high = |j: usize| scales[j + 4] & 15 | mins[j + 4] << 4;
+    let packed = (0..4).map(low).chain((0..4).map(middle)).chain((0..4).map(high));
+    let bits = (0..32 * usize::from(fifths)).map(|l| (0..8).fold(0, |bits, j| bits | (value(32 * j + l) >> 4) << j));
+    let pairs = (0..128).map(|i| {
+        let first = i / 32 * 64 + i % 32;
+        value(first) & 15 | value(first + 32) << 4
+    });
+    d.into_iter().chain(least).chain(packed).chain(bits).chain(pairs).collect()
+}
+
+fn q6_k(block: &[f32; 256]) -> Vec<u8> {
+    let extreme = |run: &[f32; 16]| run.iter().fold(0f32, |a, x| if x.abs() > a.abs() { *x } else { a }) / -32.0;
+    let scales: Vec<f32> = block.as_chunks::<16>().0.iter().map(extreme).collect();
+    let (d, scale) = rounded(scales.iter().fold(0f32, |a, x| a.max(x.abs())) / 127.0);
+    let signed = |x: &f32| if scale > 0.0 { (x / scale).round().clamp(-128.0, 127.0) as i8 } else { 0 };
+    let scales: Vec<i8> = scales.iter().map(signed).collect();
+    let value = |i: usize| {
+        let of_run = scale * f32::from(scales[i / 16]);
+        if of_run == 0.0 { 32 } else { ((block[i] / of_run).round() + 32.0).clamp(0.0, 63.0) as u8 }
+    };
+    let low = (0..128).map(|i| {
+        let first = i / 64 * 128 + i % 64;
+        value(first) & 15 | value(first + 64) << 4
+    });
+    let high = (0..64).map(|i| {
+        let first = i / 32 * 128 + i % 32;
+        (0..4).fold(0, |bits, quarter| bits | value(first + 32 * quarter) >> 4 << (2 * quarter))
+    });
+    low.chain(high).chain(scales.iter().map(|x| *x as u8)).chain(d).collect()
 }
 
 type Keys = Vec<(String, Given)>;

@@ -190,7 +190,7 @@ fn the_demo_in_bf16_is_within_two_percent() -> Result<()> {
 fn the_demo_as_a_gguf_file_is_the_same_model() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("demo.gguf");
-    rvllm_tests::gguf::write(&root().join("models/demo"), Encoding::Bf16, &path)?;
+    rvllm_tests::gguf::write(&root().join("models/demo"), |_| Encoding::Bf16, &path)?;
     let (golden, theirs) = demo(DTypeChoice::Auto)?;
     let ours = Compiled::new(&path.display().to_string(), DTypeChoice::Auto, "native", None)?;
     let weights = |model: &Compiled| -> Vec<u8> {

@@ -6,9 +6,11 @@
 //! Invariants:
 //! - merged linears agree in input, parent path, element types, parallelism and in having a bias, and nobody else
 //!   reads their weights, so no weight is stored twice;
+//! - so do they in how the checkpoint stores their weights, where kernels multiply with them as they are stored;
 //! - columns keep the order in which the model made the linears.
 
-use super::{add, forget_name};
+use super::{add, forget_name, quantize::stored_alike};
+use rvllm_artifact::quantized::Stored;
 use rvllm_ir::{
     DType, TensorType,
     graph::{Graph, Op, Parallel, ValueId, ValueType},
@@ -24,6 +26,7 @@ struct Kind {
     parallel: Parallel,
     out: Option<DType>,
     weight: DType,
+    stored: Option<Stored>,
     bias: bool,
 }
 
@@ -35,9 +38,10 @@ struct Linear {
     weights: Vec<ValueId>,
 }
 
-/// The graph with sibling linears merged.
-pub fn merge_linear(mut graph: Graph) -> Graph {
-    for (kind, linears) in siblings(&graph) {
+/// The graph with sibling linears merged. `stored` is how the checkpoint stores a tensor that may be multiplied with as it is
+/// stored.
+pub fn merge_linear(mut graph: Graph, stored: &dyn Fn(&str) -> Option<Stored>) -> Graph {
+    for (kind, linears) in siblings(&graph, stored) {
         merge(&mut graph, &kind, &linears);
     }
     graph.remove_dead();
@@ -45,10 +49,11 @@ pub fn merge_linear(mut graph: Graph) -> Graph {
 }
 
 /// Groups of at least two, in the order of their first members.
-fn siblings(graph: &Graph) -> Vec<(Kind, Vec<Linear>)> {
+fn siblings(graph: &Graph, stored: &dyn Fn(&str) -> Option<Stored>) -> Vec<(Kind, Vec<Linear>)> {
     let mut groups: Vec<(Kind, Vec<Linear>)> = vec![];
     let mut index = HashMap::new();
-    for (kind, linear) in graph.order().into_iter().filter_map(|n| mergeable(graph, ValueId { node: n, result: 0 })) {
+    let of = |n| mergeable(graph, ValueId { node: n, result: 0 }, stored);
+    for (kind, linear) in graph.order().into_iter().filter_map(of) {
         let at = *index.entry(kind.clone()).or_insert(groups.len());
         match groups.get_mut(at) {
             Some((_, members)) => members.push(linear),
@@ -59,14 +64,19 @@ fn siblings(graph: &Graph) -> Vec<(Kind, Vec<Linear>)> {
     groups
 }
 
-fn mergeable(graph: &Graph, value: ValueId) -> Option<(Kind, Linear)> {
+fn mergeable(graph: &Graph, value: ValueId, stored: &dyn Fn(&str) -> Option<Stored>) -> Option<(Kind, Linear)> {
     let Op::Linear { parallel, out } = graph.node(value.node).op else { return None };
     let operands = graph.operands(value.node);
     let (x, weights) = operands.split_first()?;
     let own = |w: &ValueId| matches!(graph.node(w.node).op, Op::Weight(_)) && graph.sole_user(*w).is_some();
     let (parent, _) = graph.result(value).name.rsplit_once('.')?;
-    let weight = graph.tensor(*weights.first()?).dtype;
-    let kind = Kind { x: *x, parent: parent.to_string(), parallel, out, weight, bias: weights.len() > 1 };
+    let first = *weights.first()?;
+    let stored = match &graph.node(first.node).op {
+        Op::Weight(recipe) => stored_alike(recipe, stored),
+        _ => None,
+    };
+    let (parent, weight, bias) = (parent.to_string(), graph.tensor(first).dtype, weights.len() > 1);
+    let kind = Kind { x: *x, parent, parallel, out, weight, stored, bias };
     weights.iter().all(own).then(|| (kind, Linear { value, weights: weights.to_vec() }))
 }
 

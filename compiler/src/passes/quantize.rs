@@ -115,7 +115,7 @@ impl Wanted<'_> {
 }
 
 /// How all tensors of a weight are stored, where they are stored in one way.
-fn stored_alike(recipe: &Recipe, stored: &dyn Fn(&str) -> Option<Stored>) -> Option<Stored> {
+pub(super) fn stored_alike(recipe: &Recipe, stored: &dyn Fn(&str) -> Option<Stored>) -> Option<Stored> {
     match recipe {
         Recipe::Tensor(name) => stored(name),
         Recipe::Cast(_, of) => stored_alike(of, stored),

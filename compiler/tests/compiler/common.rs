@@ -68,7 +68,7 @@ impl Model {
     /// The graph as the model builds it, merged, and fused.
     pub(crate) fn graphs(&self, dtype: DType) -> Result<[Graph; 3]> {
         let graph = check("build", self.architecture.build(dtype))?;
-        let merged = check("merge_linear", merge_linear(graph.clone()))?;
+        let merged = check("merge_linear", merge_linear(graph.clone(), &|_| None))?;
         let fused = check("fuse", fuse(merged.clone(), self.limits().max_model_len)?)?;
         Ok([graph, merged, fused])
     }

@@ -220,8 +220,9 @@ pub fn float_groups(target: &Target) -> Vec<Vec<Kernel>> {
 
 /// How checkpoints store weights beside the ways in which they are quantised here: values, columns that share a scale, the
 /// scale's element type, whether there are zeros.
-const STORED: [(DType, usize, DType, bool); 4] = [
+const STORED: [(DType, usize, DType, bool); 5] = [
     (DType::U8, 32, DType::F16, false),
+    (DType::U8, 16, DType::F16, false),
     (DType::U4, 128, DType::Bf16, false),
     (DType::U4, 64, DType::F16, true),
     (DType::U8, 128, DType::F32, true),

@@ -4,5 +4,5 @@ use crate::filetest::Case;
 use rvllm_compiler::passes::{check, merge_linear::merge_linear};
 
 pub(super) fn run(case: &Case<'_>) -> anyhow::Result<String> {
-    Ok(check("merge_linear", merge_linear(case.graph()?.clone()))?.to_string())
+    Ok(check("merge_linear", merge_linear(case.graph()?.clone(), &|_| None))?.to_string())
 }

@@ -137,81 +137,129 @@ impl Encoding {
     }
 
     fn decode_block(self, block: &[u8], out: &mut [f32]) {
-        match self {
-            Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {}
-            Encoding::Q4_0 => nibbles(&block[2..], out, |q| (q as f32 - 8.0) * half(block, 0)),
-            Encoding::Q4_1 => nibbles(&block[4..], out, |q| q as f32 * half(block, 0) + half(block, 2)),
-            Encoding::Q5_0 => fifths(&block[2..], out, |q| (q as f32 - 16.0) * half(block, 0)),
-            Encoding::Q5_1 => fifths(&block[4..], out, |q| q as f32 * half(block, 0) + half(block, 2)),
-            Encoding::Q8_0 => {
-                let d = half(block, 0);
-                out.iter_mut().zip(&block[2..]).for_each(|(x, q)| *x = f32::from(*q as i8) * d);
-            }
-            Encoding::Q4K => super_block(block, &block[16..], None, out),
-            Encoding::Q5K => super_block(block, &block[48..], Some(&block[16..48]), out),
-            Encoding::Q6K => sixths(block, out),
+        let (apart, middle) = (self.take_apart(block), f32::from(self.middle()));
+        for (i, numbers) in out.chunks_mut(self.run()).enumerate() {
+            let Run { scale, offset } = apart.runs[i];
+            let values = &apart.values[i * self.run()..];
+            numbers.iter_mut().zip(values).for_each(|(x, q)| *x = (f32::from(*q) - middle) * scale + offset);
         }
     }
+
+    /// Numbers of a run: those that share a scale.
+    pub(super) fn run(self) -> usize {
+        if self == Encoding::Q6K { 16 } else { 32 }
+    }
+
+    /// The value that stands for a run's offset.
+    pub(super) fn middle(self) -> u8 {
+        match self {
+            Encoding::Q4_0 => 8,
+            Encoding::Q5_0 => 16,
+            Encoding::Q6K => 32,
+            Encoding::Q8_0 => 128,
+            _ => 0,
+        }
+    }
+
+    /// The values of a block of quantised numbers and what its runs are made with.
+    pub(super) fn take_apart(self, block: &[u8]) -> Apart {
+        let mut apart = Apart { values: [0; 256], runs: [Run { scale: 0.0, offset: NOTHING }; 16] };
+        let Apart { values, runs } = &mut apart;
+        match self {
+            Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {}
+            Encoding::Q4_0 => nibbles(&block[2..], values),
+            Encoding::Q4_1 => nibbles(&block[4..], values),
+            Encoding::Q5_0 => fifths(&block[2..], values),
+            Encoding::Q5_1 => fifths(&block[4..], values),
+            Encoding::Q8_0 => values.iter_mut().zip(&block[2..]).for_each(|(x, q)| *x = q ^ 0x80),
+            Encoding::Q4K => super_block(&block[16..], None, values),
+            Encoding::Q5K => super_block(&block[48..], Some(&block[16..48]), values),
+            Encoding::Q6K => sixths(block, values),
+        }
+        match self {
+            Encoding::Q4K | Encoding::Q5K => scales_and_mins(block, runs),
+            Encoding::Q6K => sixteen_scales(block, runs),
+            Encoding::Q4_1 | Encoding::Q5_1 => runs[0] = Run { scale: half(block, 0), offset: half(block, 2) },
+            _ => runs[0].scale = half(block, 0),
+        }
+        apart
+    }
+}
+
+/// What changes no number, and no sign of zero, when it is added.
+const NOTHING: f32 = -0.0;
+
+/// A block taken apart: its numbers are `(value - middle) * scale + offset`.
+pub(super) struct Apart {
+    /// As many as the block has numbers.
+    pub(super) values: [u8; 256],
+    /// As many as the block has runs.
+    pub(super) runs: [Run; 16],
+}
+
+/// What the numbers of a run are made with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) scale: f32,
+    pub(super) offset: f32,
 }
 
 fn half(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// 32 numbers of 4 bits: low nibbles, then high ones.
-fn nibbles(quants: &[u8], out: &mut [f32], number: impl Fn(u8) -> f32) {
+/// 32 values of 4 bits: low nibbles, then high ones.
+fn nibbles(quants: &[u8], out: &mut [u8]) {
     for (i, q) in quants[..16].iter().enumerate() {
-        out[i] = number(q & 15);
-        out[i + 16] = number(q >> 4);
+        (out[i], out[i + 16]) = (q & 15, q >> 4);
     }
 }
 
-/// 32 numbers of 5 bits: 32 fifth bits, then low nibbles and high ones.
-fn fifths(bytes: &[u8], out: &mut [f32], number: impl Fn(u8) -> f32) {
+/// 32 values of 5 bits: 32 fifth bits, then low nibbles and high ones.
+fn fifths(bytes: &[u8], out: &mut [u8]) {
     let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    let fifth = |i: usize| (((high >> i) & 1) as u8) << 4;
-    for (i, q) in bytes[4..20].iter().enumerate() {
-        out[i] = number((q & 15) | fifth(i));
-        out[i + 16] = number((q >> 4) | fifth(i + 16));
-    }
+    nibbles(&bytes[4..], out);
+    out[..32].iter_mut().enumerate().for_each(|(i, q)| *q |= (((high >> i) & 1) as u8) << 4);
 }
 
-/// Scale and minimum, of 6 bits each, of the `j`-th 32 of a block of 256.
-fn scale_and_min(packed: &[u8], j: usize) -> (f32, f32) {
-    let (scale, min) = match j {
-        0..4 => (packed[j] & 63, packed[j + 4] & 63),
-        _ => ((packed[j + 4] & 15) | ((packed[j - 4] >> 6) << 4), (packed[j + 4] >> 4) | ((packed[j] >> 6) << 4)),
-    };
-    (f32::from(scale), f32::from(min))
-}
-
-/// 256 numbers of 4 bits, or of 5 where their fifth bits are given, in 8 runs with a scale and a minimum each.
-fn super_block(block: &[u8], quants: &[u8], fifths: Option<&[u8]>, out: &mut [f32]) {
-    let (d, least, packed) = (half(block, 0), half(block, 2), &block[4..16]);
+/// 256 values of 4 bits, or of 5 where their fifth bits are given.
+fn super_block(quants: &[u8], fifths: Option<&[u8]>, out: &mut [u8]) {
     for (j, run) in out.chunks_exact_mut(32).enumerate() {
-        let (scale, min) = scale_and_min(packed, j);
-        let (scale, min) = (d * scale, least * min);
-        for (l, x) in run.iter_mut().enumerate() {
+        for (l, q) in run.iter_mut().enumerate() {
             let byte = quants[j / 2 * 32 + l];
             let low = if j % 2 == 0 { byte & 15 } else { byte >> 4 };
-            let fifth = fifths.map_or(0, |bits| ((bits[l] >> j) & 1) << 4);
-            *x = scale * f32::from(low | fifth) - min;
+            *q = low | fifths.map_or(0, |bits| ((bits[l] >> j) & 1) << 4);
         }
     }
 }
 
-/// 256 numbers of 6 bits in 16 runs with a scale each: low nibbles, high bits, scales, the scales' scale.
-fn sixths(block: &[u8], out: &mut [f32]) {
-    let d = half(block, 208);
+/// Eight scales and minima of 6 bits, times a scale of each kind.
+fn scales_and_mins(block: &[u8], runs: &mut [Run]) {
+    let (d, least, packed) = (half(block, 0), half(block, 2), &block[4..16]);
+    for (j, run) in runs[..8].iter_mut().enumerate() {
+        let (scale, min) = match j {
+            0..4 => (packed[j] & 63, packed[j + 4] & 63),
+            _ => ((packed[j + 4] & 15) | ((packed[j - 4] >> 6) << 4), (packed[j + 4] >> 4) | ((packed[j] >> 6) << 4)),
+        };
+        *run = Run { scale: d * f32::from(scale), offset: -(least * f32::from(min)) };
+    }
+}
+
+/// 256 values of 6 bits: low nibbles, then high bits.
+fn sixths(block: &[u8], out: &mut [u8]) {
     for (half, run) in out.chunks_exact_mut(128).enumerate() {
-        let (low, high, scales) = (&block[half * 64..], &block[128 + half * 32..], &block[192 + half * 8..]);
-        for (i, x) in run.iter_mut().enumerate() {
+        let (low, high) = (&block[half * 64..], &block[128 + half * 32..]);
+        for (i, q) in run.iter_mut().enumerate() {
             let (quarter, l) = (i / 32, i % 32);
             let byte = low[l + quarter % 2 * 32];
             let nibble = if quarter < 2 { byte & 15 } else { byte >> 4 };
-            let q = nibble | (((high[l] >> (2 * quarter)) & 3) << 4);
-            let scale = f32::from(scales[l / 16 + 2 * quarter] as i8);
-            *x = d * scale * (f32::from(q) - 32.0);
+            *q = nibble | (((high[l] >> (2 * quarter)) & 3) << 4);
         }
     }
+}
+
+/// Sixteen signed scales, times their scale.
+fn sixteen_scales(block: &[u8], runs: &mut [Run]) {
+    let d = half(block, 208);
+    runs.iter_mut().zip(&block[192..208]).for_each(|(run, scale)| run.scale = d * f32::from(*scale as i8));
 }

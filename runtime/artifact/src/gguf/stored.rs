@@ -1,26 +1,33 @@
-//! Parts of tensors in blocks that kernels can multiply with: values and scales, bit for bit.
+//! Parts of tensors in blocks that kernels can multiply with: values, with scales and zeros of runs.
+//!
+//! Invariants:
+//! - values are the file's, bit for bit, shifted so that the middle of their type's range stands for zero where runs have no
+//!   offset; where a run's scale is too small for its zero to be a number, its values are 0;
+//! - a scale of two factors is rounded once, to f16; the zero of a run with an offset is a fraction of it that gives the
+//!   offset back, rounded to f16.
 
-use super::{Gguf, Tensor, blocks::Encoding};
+use super::{
+    Gguf, Tensor,
+    blocks::{Encoding, Run},
+};
 use crate::{
     plan::DType,
     quantized::{Part, Stored},
     source::TensorType,
 };
+use half::f16;
 use std::ops::Range;
 
-/// Columns of a block.
-const BLOCK: u64 = 32;
-
 impl Encoding {
-    /// How blocks are given out that are a scale and signed values around zero; unsigned values lie around the middle of
-    /// their range.
+    /// How blocks are given out, where they are.
     fn stored(self) -> Option<Stored> {
         let values = match self {
-            Encoding::Q4_0 => DType::U4,
-            Encoding::Q8_0 => DType::U8,
-            _ => return None,
+            Encoding::F32 | Encoding::F16 | Encoding::Bf16 => return None,
+            Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q4K => DType::U4,
+            Encoding::Q5_0 | Encoding::Q5_1 | Encoding::Q5K | Encoding::Q6K | Encoding::Q8_0 => DType::U8,
         };
-        Some(Stored { values, group: Some(BLOCK as u32), scales: DType::F16, zeros: false })
+        let zeros = matches!(self, Encoding::Q4_1 | Encoding::Q5_1 | Encoding::Q4K | Encoding::Q5K);
+        Some(Stored { values, group: Some(self.run() as u32), scales: DType::F16, zeros })
     }
 }
 
@@ -36,10 +43,11 @@ impl Gguf {
         let (base, part) = match name.rsplit_once('.')? {
             (base, "values") => (base, Part::Values),
             (base, "scales") => (base, Part::Scales),
+            (base, "zeros") => (base, Part::Zeros),
             _ => return None,
         };
-        self.stored(base)?;
-        Some((self.tensors.get(base)?, part))
+        let stored = self.stored(base)?;
+        (part != Part::Zeros || stored.zeros).then_some((self.tensors.get(base)?, part))
     }
 }
 
@@ -48,9 +56,11 @@ impl Tensor {
     pub(super) fn part_type(&self, part: Part) -> Option<TensorType> {
         let Stored { values, scales, .. } = self.encoding.stored()?;
         let [rows, columns] = self.shape[..] else { return None };
+        let runs = vec![rows, columns / self.encoding.run() as u64];
         Some(match part {
             Part::Values => TensorType { dtype: values, shape: vec![rows, columns] },
-            _ => TensorType { dtype: scales, shape: vec![rows, columns / BLOCK] },
+            Part::Zeros => TensorType { dtype: DType::F16, shape: runs },
+            _ => TensorType { dtype: scales, shape: runs },
         })
     }
 
@@ -61,29 +71,55 @@ impl Tensor {
         let row_bytes = (bytes / rows.max(1)).max(1);
         let wanted = range.start / row_bytes..range.end.div_ceil(row_bytes).min(rows);
         let mut made = Vec::with_capacity((wanted.end.saturating_sub(wanted.start) * row_bytes) as usize);
-        let stored_row = (self.shape[1] / BLOCK * self.encoding.block_bytes()) as usize;
+        let stored_row = (self.shape[1] / self.encoding.block() * self.encoding.block_bytes()) as usize;
         for row in wanted.clone() {
             let row = if self.interleaved == 0 { row } else { self.row_of(row) } as usize;
             let blocks = stored.get(row * stored_row..(row + 1) * stored_row)?;
-            blocks
-                .chunks_exact(self.encoding.block_bytes() as usize)
-                .for_each(|block| block_part(part, block, &mut made));
+            let blocks = blocks.chunks_exact(self.encoding.block_bytes() as usize);
+            blocks.for_each(|block| block_part(self.encoding, part, block, &mut made));
         }
         let skipped = (range.start - wanted.start * row_bytes) as usize;
         made.get(skipped..skipped + (range.end - range.start) as usize).map(<[u8]>::to_vec)
     }
 }
 
-/// A scale of 2 bytes, then 16 bytes of low and high nibbles, which are the two halves of the block, or 32 signed bytes.
-fn block_part(part: Part, block: &[u8], out: &mut Vec<u8>) {
-    let (scale, values) = block.split_at(2);
-    match (part, values) {
-        (Part::Scales, _) => out.extend(scale),
-        (_, nibbles) if nibbles.len() == 16 => {
-            let pairs = nibbles.as_chunks::<2>().0;
-            out.extend(pairs.iter().map(|[a, b]| a & 15 | b << 4));
-            out.extend(pairs.iter().map(|[a, b]| a >> 4 | b & 0xf0));
+/// A part of a block of an encoding that is given out.
+fn block_part(encoding: Encoding, part: Part, block: &[u8], out: &mut Vec<u8>) {
+    let (Some(Stored { values: dtype, zeros, .. }), apart) = (encoding.stored(), encoding.take_apart(block)) else {
+        return;
+    };
+    let shift = if zeros { 0 } else { (1u8 << (dtype.bits() - 1)) - encoding.middle() };
+    let values = &apart.values[..encoding.block() as usize];
+    for (run, values) in apart.runs.iter().zip(values.chunks_exact(encoding.run())) {
+        let Made { scale, zero, constant } = Made::of(*run);
+        let value = |q: u8| if constant { 0 } else { q + shift };
+        match part {
+            Part::Scales => out.extend(scale.to_le_bytes()),
+            Part::Zeros => out.extend(zero.to_le_bytes()),
+            _ if dtype == DType::U4 => out.extend(values.as_chunks().0.iter().map(|[a, b]| value(*a) | value(*b) << 4)),
+            _ => out.extend(values.iter().map(|q| value(*q))),
         }
-        (_, bytes) => out.extend(bytes.iter().map(|q| q ^ 0x80)),
+    }
+}
+
+/// What the numbers of a run are made with: `(value - zero) * scale`.
+struct Made {
+    scale: f16,
+    zero: f16,
+    /// Whether all of them are one number, which value 0 stands for.
+    constant: bool,
+}
+
+impl Made {
+    fn of(run: Run) -> Made {
+        let scale = f16::from_f32(run.scale);
+        if run.offset == 0.0 {
+            return Made { scale, zero: f16::ZERO, constant: false };
+        }
+        let zero = f16::from_f32(-run.offset / scale.to_f32());
+        match zero.is_finite() {
+            true => Made { scale, zero, constant: false },
+            false => Made { scale: f16::from_f32(run.offset), zero: f16::NEG_ONE, constant: true },
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! GGUF files: numbers against gguf-py's, and bytes that are not what they should be.
 
-use rvllm_artifact::{Checkpoint, Source, gguf::Gguf};
-use std::{fs, path::Path};
+use rvllm_artifact::{Checkpoint, Source, gguf::Gguf, plan::DType};
+use std::{borrow::Cow, fs, path::Path};
 
 fn blocks() -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/blocks.gguf")).unwrap()
@@ -100,28 +100,84 @@ fn what_is_wrong_is_named() {
     assert!(checkpoint.tensor("u").is_err());
 }
 
+/// A part of the tensor `kind`.stored; all of it.
+fn part<'a>(gguf: &Gguf, file: &'a [u8], kind: &str, part: &str) -> Cow<'a, [u8]> {
+    let name = format!("{kind}.stored{part}");
+    gguf.bytes(file, &name, 0..gguf.tensor(&name).unwrap().bytes().unwrap()).unwrap()
+}
+
+/// The numbers of `kind` as its values, scales and zeros make them.
+fn made(gguf: &Gguf, file: &[u8], kind: &str) -> Vec<f32> {
+    let stored = gguf.stored(&format!("{kind}.stored")).unwrap();
+    let group = stored.group.unwrap() as usize;
+    let (values, middle) = (part(gguf, file, kind, ".values"), if stored.values == DType::U4 { 8.0 } else { 128.0 });
+    let values: Vec<u8> = match stored.values {
+        DType::U4 => values.iter().flat_map(|b| [b & 15, b >> 4]).collect(),
+        _ => values.into_owned(),
+    };
+    let of_groups = |name: &str| -> Vec<f32> {
+        part(gguf, file, kind, name).as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
+    };
+    let (scales, zeros) = (of_groups(".scales"), stored.zeros.then(|| of_groups(".zeros")));
+    let zero = |i: usize| zeros.as_ref().map_or(middle, |zeros| zeros[i / group]);
+    values.iter().enumerate().map(|(i, q)| (f32::from(*q) - zero(i)) * scales[i / group]).collect()
+}
+
+fn numbers(gguf: &Gguf, file: &[u8], kind: &str) -> Vec<f32> {
+    let name = format!("{kind}.numbers");
+    let bytes = gguf.bytes(file, &name, 0..gguf.tensor(&name).unwrap().bytes().unwrap()).unwrap();
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
 #[test]
 fn parts_of_blocks_are_the_files_bits() {
     let file = blocks();
     let gguf = Gguf::read("blocks.gguf", &file).unwrap();
-    for (kind, values, middle) in [("Q4_0", "u4", 8.0), ("Q8_0", "u8", 128.0)] {
-        let name = |part: &str| format!("{kind}.stored{part}");
-        let part = |name: &str| gguf.bytes(&file, name, 0..gguf.tensor(name).unwrap().bytes().unwrap()).unwrap();
-        assert_eq!(gguf.tensor(&name(".values")).unwrap().to_string(), format!("[3, 512]{values}"));
-        assert_eq!(gguf.tensor(&name(".scales")).unwrap().to_string(), "[3, 16]f16");
-        let q: Vec<u8> = match values {
-            "u4" => part(&name(".values")).iter().flat_map(|b| [b & 15, b >> 4]).collect(),
-            _ => part(&name(".values")).into_owned(),
-        };
-        let scales: Vec<f32> =
-            part(&name(".scales")).as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect();
-        let ours: Vec<u8> =
-            q.iter().zip(0..).flat_map(|(q, i)| ((f32::from(*q) - middle) * scales[i / 32]).to_le_bytes()).collect();
-        assert_eq!(ours, part(&format!("{kind}.numbers")).as_ref(), "{kind}");
-        let whole = part(&name(".values"));
-        assert_eq!(gguf.bytes(&file, &name(".values"), 300..410).unwrap().as_ref(), &whole[300..410]);
-        let end = whole.len() as u64;
-        assert!(gguf.bytes(&file, &name(".values"), 0..end + 1).is_none());
+    for (kind, values) in [("Q4_0", "u4"), ("Q5_0", "u8"), ("Q8_0", "u8")] {
+        let ty = |part: &str| gguf.tensor(&format!("{kind}.stored{part}")).unwrap().to_string();
+        assert_eq!((ty(".values"), ty(".scales")), (format!("[3, 512]{values}"), "[3, 16]f16".to_string()));
+        assert_eq!(made(&gguf, &file, kind), numbers(&gguf, &file, kind), "{kind}");
+        let (name, whole) = (format!("{kind}.stored.values"), part(&gguf, &file, kind, ".values"));
+        assert_eq!(gguf.bytes(&file, &name, 300..410).unwrap().as_ref(), &whole[300..410]);
+        assert!(gguf.bytes(&file, &name, 0..whole.len() as u64 + 1).is_none());
+        assert!(gguf.tensor(&format!("{kind}.stored.zeros")).is_none());
     }
-    assert!(gguf.tensor("Q4_1.stored.values").is_none() && gguf.stored("Q6_K.stored").is_none());
+    assert!(gguf.stored("Q4_0.numbers").is_none());
+}
+
+#[test]
+fn scales_of_two_factors_and_offsets_are_rounded_once() {
+    let file = blocks();
+    let gguf = Gguf::read("blocks.gguf", &file).unwrap();
+    for (kind, group) in [("Q4_1", 32), ("Q5_1", 32), ("Q4_K", 32), ("Q5_K", 32), ("Q6_K", 16)] {
+        let (ours, theirs) = (made(&gguf, &file, kind), numbers(&gguf, &file, kind));
+        assert_eq!(ours.len(), theirs.len());
+        for (i, (ours, theirs)) in ours.chunks(group).zip(theirs.chunks(group)).enumerate() {
+            let largest = theirs.iter().fold(0f32, |a, x| a.max(x.abs()));
+            let wrong = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(wrong <= largest / 1024.0, "{kind} {i}: {wrong} of {largest}");
+        }
+    }
+}
+
+#[test]
+fn a_run_without_a_scale_is_its_offset() {
+    let mut file = blocks();
+    let gguf = Gguf::read("blocks.gguf", &file).unwrap();
+    let all = gguf.bytes(&file, "Q4_1.numbers", 0..4).unwrap().into_owned();
+    let d = part(&gguf, &file, "Q4_1", ".scales")[..2].to_vec();
+    // the tensor's first block: its scale, then its offset
+    let start = file.windows(2).enumerate().position(|(at, bytes)| {
+        at >= gguf.header_bytes() && bytes == d && {
+            let mut changed = file.clone();
+            changed[at..at + 2].fill(0);
+            gguf.bytes(&changed, "Q4_1.stored", 0..4).unwrap().as_ref() != all
+        }
+    });
+    let start = start.unwrap();
+    file[start..start + 2].fill(0);
+    let offset = half::f16::from_le_bytes([file[start + 2], file[start + 3]]).to_f32();
+    assert_eq!(made(&gguf, &file, "Q4_1")[..32], [offset; 32]);
+    let value = gguf.bytes(&file, "Q4_1.stored", 0..4).unwrap();
+    assert_eq!(f32::from_le_bytes(value[..4].try_into().unwrap()), offset);
 }
