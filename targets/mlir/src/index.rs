@@ -4,14 +4,14 @@
 use crate::text::{Ssa, Ty, Writer};
 use rvllm_ir::tile::IndexOp;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum At {
     Const(i64),
     Val(Ssa),
 }
 
 /// An `i64` with facts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Index {
     at: At,
     /// Divides the value; 0 for zero, which everything divides.

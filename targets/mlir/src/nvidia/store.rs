@@ -2,7 +2,7 @@
 
 use super::{
     Lower,
-    load::{Source, elem},
+    load::{Access, Source, elem},
     place::{Place, matrix},
     tile::{Data, Tile},
 };
@@ -41,16 +41,29 @@ impl Lower<'_> {
         };
         let regs = self.settle(t, place);
         let access = self.access(&s, place);
-        let mut rest = &regs[..];
-        for at in access.groups.at.clone() {
-            for i in (0..access.groups.width).step_by(access.vector) {
-                let (items, tail) = rest.split_at(access.vector);
-                rest = tail;
-                let index = self.group_index(&access, &s, place, at, i);
-                self.store_vector(&s, &index, items, t.dtype);
+        for row in rows_of(&access, place, &t.shape) {
+            let mut vectors = vec![];
+            for (group, i) in row {
+                let index = self.group_index(&access, &s, place, access.groups.at[group], i);
+                vectors.push((index, &regs[group * access.groups.width + i..][..access.vector]));
             }
+            self.store_row(&s, &vectors, t.dtype);
         }
         Ok(())
+    }
+
+    /// Vectors of one row: what all ask for is asked once.
+    fn store_row(&mut self, s: &Source<'_>, vectors: &[(Vec<Index>, &[Ssa])], dtype: DType) {
+        let Some((first, _)) = vectors.first() else { return };
+        let last = s.shape.len().saturating_sub(1);
+        let inside = self.within(&first[..last], &s.shape[..last], &s.extents[..last]);
+        let inside = self.w.both(inside, self.leads.unwrap_or(Cond::Always));
+        self.under(inside, |l| {
+            for (index, items) in vectors {
+                let inside = l.within(&index[last..], &s.shape[last..], &s.extents[last..]);
+                l.under(inside, |l| l.store_vector(s, index, items, dtype));
+            }
+        });
     }
 
     /// A tile of one element, which every thread has: the first writes it.
@@ -58,20 +71,16 @@ impl Lower<'_> {
         let v = self.settle(t, Place::Runs([1, 1]))[0];
         let first = self.w.below(self.thread, Index::constant(1));
         let index = vec![Index::constant(0); t.shape.len()];
-        self.under(first, |l| l.store_vector(s, &index, &[v], t.dtype));
+        self.under(first, |l| l.store_row(s, &[(index, &[v])], t.dtype));
     }
 
     /// Adjacent elements, narrowed to the tensor's type.
     fn store_vector(&mut self, s: &Source<'_>, index: &[Index], items: &[Ssa], dtype: DType) {
-        let inside = self.within(index, s.shape, &s.extents);
-        let inside = self.w.both(inside, self.leads.unwrap_or(Cond::Always));
         let at = self.indices_at(s.origin, index);
         let bytes = items.len() * self.size(s.tensor);
         let packed = self.narrow(items, dtype);
-        self.under(inside, |l| {
-            let p = l.element(s.tensor, &at);
-            l.w.store(packed, p, bytes);
-        });
+        let p = self.element(s.tensor, &at);
+        self.w.store(packed, p, bytes);
     }
 
     /// f32 numbers as E4M3, two to an instruction, whose first operand is the higher.
@@ -116,4 +125,24 @@ impl Lower<'_> {
             _ => self.w.vector_of(items),
         }
     }
+}
+
+/// Vectors, as numbers of groups and places in them, that have all indices but the last one in common: those of one row of a
+/// matrix whose rows are, or are parts of, rows of the tile; else each by itself.
+fn rows_of(access: &Access, place: Place, shape: &[usize]) -> Vec<Vec<(usize, usize)>> {
+    let last = shape.last().copied().unwrap_or(1);
+    let whole = match place {
+        Place::Runs([_, cols]) | Place::Fragments([_, cols]) => last.is_multiple_of(cols),
+        Place::Slice { .. } => false,
+    };
+    let mut rows: Vec<(Index, Vec<(usize, usize)>)> = vec![];
+    for (group, [row, _]) in access.groups.at.iter().enumerate() {
+        for i in (0..access.groups.width).step_by(access.vector) {
+            match rows.iter_mut().find(|(known, _)| whole && known == row) {
+                Some((_, vectors)) => vectors.push((group, i)),
+                None => rows.push((*row, vec![(group, i)])),
+            }
+        }
+    }
+    rows.into_iter().map(|(_, vectors)| vectors).collect()
 }
