@@ -15,7 +15,7 @@
 //! |---|---|
 //! | write | [`Writer::create`] (manifest and small entries), [`Writer::weights`] (streamed), [`Writer::finish`] |
 //! | open | [`Artifact::open`], [`Artifact::target`], [`Artifact::plan`], [`Artifact::kernels`], [`Artifact::entry`]; [`Artifact::verify`] reads the weights too |
-//! | load weights | [`LoadedWeights::load`], [`LoadedWeights::get`]; [`stream::stream`] to a device of its own memory |
+//! | load weights | [`LoadedWeights::load`], [`LoadedWeights::load_placed`], [`LoadedWeights::get`]; [`stream::stream`] to a device of its own memory |
 //! | read a checkpoint | [`Checkpoint::open`], [`Checkpoint::check`], [`Checkpoint::files`]; [`DummySource`] is a random one |
 //! | run a recipe | [`execute::infer`], [`execute::execute`], [`execute::execute_chunks`] over a [`Source`] |
 //!
@@ -58,7 +58,7 @@ pub mod write;
 pub use checkpoint::{Checkpoint, Mismatch};
 pub use dummy::DummySource;
 pub use error::{Error, Result, explain};
-pub use load::{LoadedWeights, WeightsFrom};
+pub use load::{LoadedWeights, Placing, WeightsFrom};
 pub use open::Artifact;
 pub use source::{Source, TensorType};
 pub use write::Writer;

@@ -7,7 +7,13 @@ use rvllm_artifact::{
     parsers::ToolParser,
     plan::Weight,
 };
-use std::{fs, io::Read, ops::ControlFlow, path::Path};
+use std::{
+    fs,
+    io::Read,
+    ops::{ControlFlow, Range},
+    path::Path,
+    sync::Mutex,
+};
 
 #[test]
 fn what_was_written_is_read() {
@@ -137,6 +143,33 @@ fn loaded_weights_outlive_their_artifact() {
     let expected = artifact.weight("qk").unwrap().to_vec();
     drop(artifact);
     assert_eq!((loaded.get(2), loaded.resident_bytes()), (Some(&expected[..]), 0));
+}
+
+#[test]
+fn placed_weights_are_the_same_bytes_in_memory_that_was_chosen() {
+    let (embedded, dummy) =
+        (open(&artifact(embedded())).unwrap(), open(&artifact(Weights::Dummy { seed: 1 })).unwrap());
+    let expected = load(&embedded, WeightsFrom::Manifest);
+    for (artifact, made, choice) in
+        [(&embedded, false, true), (&embedded, false, false), (&dummy, true, true), (&dummy, true, false)]
+    {
+        let plan = artifact.plan(artifact.target_named("plain").unwrap()).unwrap();
+        let seen = Mutex::new(vec![]);
+        let placing = |memory: &mut [u8], places: &[Range<usize>]| {
+            assert!(memory.as_ptr().addr().is_multiple_of(4096) && memory.iter().all(|byte| *byte == 0));
+            assert_eq!(places.last().unwrap().end, memory.len());
+            seen.lock().unwrap().push((memory.as_ptr().addr(), places.to_vec()));
+            choice
+        };
+        let loaded = LoadedWeights::load_placed(artifact, plan, WeightsFrom::Manifest, 3, Some(&placing)).unwrap();
+        let [(start, places)] = &seen.lock().unwrap()[..] else { panic!("memory is chosen once") };
+        let there = (0..places.len()).map(|i| loaded.get(i).unwrap().as_ptr().addr() == start + places[i].start);
+        let anonymous = made || choice;
+        assert!(there.clone().all(|there| there == anonymous));
+        assert_eq!(loaded.resident_bytes(), if anonymous { places.last().unwrap().end as u64 } else { 0 });
+        let found: Vec<Vec<u8>> = (0..places.len()).map(|i| loaded.get(i).unwrap().to_vec()).collect();
+        assert_eq!(found, expected);
+    }
 }
 
 #[test]
