@@ -54,6 +54,7 @@ pub mod thinking;
 pub mod tokenizer;
 
 pub use chat::{ChatError, ChatTemplate, Conversation};
+pub use device::Numa;
 pub use engine::{Engine, EngineParts, Scored, Scoring};
 pub use error::EngineError;
 pub use forward::{Forward, Limits};

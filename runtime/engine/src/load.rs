@@ -4,7 +4,7 @@ mod cuda;
 mod target;
 
 use crate::{
-    device::{self, CpuDevice, CpuSize, cuda::CudaDevice},
+    device::{self, CpuDevice, CpuSize, Numa, cuda::CudaDevice},
     engine::{Engine, EngineParts},
     error::EngineError,
     executor::Executor,
@@ -18,7 +18,7 @@ use rvllm_artifact::{
     manifest::{KvCache, Target},
     plan::Plan,
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{ops::Range, path::PathBuf, sync::Arc};
 use target::Chosen;
 
 /// Most threads of an engine.
@@ -59,6 +59,8 @@ pub struct EngineOptions {
     pub enforce_eager: bool,
     /// Threads that compute, and that load weights; the physical cores that this process may use.
     pub threads: Option<usize>,
+    /// Whether weights lie on the memory nodes of the threads that read them, where those are on several; they do.
+    pub numa: Numa,
     /// Most sequences of a step; what the artifact was compiled for, which is also the most.
     pub max_num_seqs: Option<u32>,
     /// Most tokens of a step; what the artifact was compiled for, which is also the most.
@@ -181,15 +183,43 @@ fn on_cpu(
 ) -> Result<(Executor<CpuDevice>, MemoryTable), EngineError> {
     let kv_cache = &artifact.manifest().kv_cache;
     let threads = options.threads.unwrap_or_else(device::available_cores);
-    let weights = LoadedWeights::load(artifact, &plan, options.weights_from(), threads)?;
+    let available = memory::available_bytes();
+    let weights = load_weights(artifact, &plan, options, threads, available)?;
     let mut memory = memory_table(&plan, &weights, kv_cache);
-    limits.num_blocks = num_blocks(options, &limits, &memory, kv_cache)?;
+    limits.num_blocks = num_blocks(options, &limits, &memory, kv_cache, available)?;
     memory.num_blocks = limits.num_blocks;
     let max_blocks = limits.max_model_len.div_ceil(limits.block_size);
     let size = CpuSize { num_blocks: limits.num_blocks, max_blocks, threads };
     let code = artifact.kernels(target)?;
     let device = CpuDevice::new(plan.clone(), code, &target.features, weights, kv_cache, size)?;
     Ok((Executor::new(plan, device, limits)?, memory))
+}
+
+/// The weights, on the memory nodes of the threads that read them where those are on several. What the artifact holds is
+/// then copied, if there is memory for that and all else.
+fn load_weights(
+    artifact: &Artifact,
+    plan: &Plan,
+    options: &EngineOptions,
+    threads: usize,
+    available: u64,
+) -> Result<LoadedWeights, EngineError> {
+    let (nodes, from) = (options.numa.of_threads(threads), options.weights_from());
+    if nodes.is_empty() {
+        return Ok(LoadedWeights::load(artifact, plan, from, threads)?);
+    }
+    let beside = plan.arena_bytes.saturating_add(asked_cache_bytes(options, &artifact.manifest().kv_cache));
+    let placing = |memory: &mut [u8], places: &[Range<usize>]| {
+        let placed = device::place(memory, &plan.weights, places, &nodes);
+        placed && (memory.len() as u64).saturating_add(beside) <= available
+    };
+    Ok(LoadedWeights::load_placed(artifact, plan, from, threads, Some(&placing))?)
+}
+
+/// Bytes of the KV cache where options say how many; else it takes what is left.
+fn asked_cache_bytes(options: &EngineOptions, kv_cache: &KvCache) -> u64 {
+    let blocks = options.num_blocks.map(|n| u64::from(n).saturating_mul(kv_cache.bytes_per_block()));
+    blocks.or(options.kv_cache_memory_bytes).unwrap_or(0)
 }
 
 /// The plan's bounds, or the smaller ones asked for.
@@ -238,18 +268,19 @@ fn memory_table(plan: &Plan, weights: &LoadedWeights, kv_cache: &KvCache) -> Mem
     }
 }
 
-/// Weights in anonymous memory are counted by the system already; mapped ones and the arena are yet to be touched.
+/// `available` bytes were there before weights were loaded: mapped or not, they and the arena take theirs.
 fn num_blocks(
     options: &EngineOptions,
     limits: &Limits,
     memory: &MemoryTable,
     kv: &KvCache,
+    available: u64,
 ) -> Result<u32, EngineError> {
-    let mapped = memory.weights_bytes.saturating_sub(memory.weights_resident_bytes);
+    let weights = memory.weights_bytes.max(memory.weights_resident_bytes);
     let budget = BlockBudget {
         max_num_seqs: limits.max_num_seqs,
         max_model_len: limits.max_model_len,
-        free_bytes: memory::available_bytes().saturating_sub(mapped).saturating_sub(memory.arena_bytes),
+        free_bytes: available.saturating_sub(weights).saturating_sub(memory.arena_bytes),
         num_blocks: options.num_blocks,
         kv_cache_memory_bytes: options.kv_cache_memory_bytes,
         memory_utilization: options.memory_utilization,

@@ -3,15 +3,18 @@
 #![expect(clippy::unwrap_used, reason = "a test that unwraps fails with the error")]
 
 use rvllm_artifact::{
-    Artifact, Writer,
+    Artifact, DummySource, Writer,
     gpu::{Code, CodeFormat, GpuKernel},
     manifest::{KvCache, Manifest, Model, NVPTX, Target, Weights},
     plan::{Arg, Buffer, DRAWS, DType, Expr, Input, Kernel, Launch, Outputs, Plan, RANK, Sym, Variant, Weight},
     recipe::Recipe,
 };
-use rvllm_engine::{DeviceChoice, Engine, EngineOptions, FinishReason, SamplingParams, device::cuda};
+use rvllm_engine::{
+    DeviceChoice, Engine, EngineOptions, FinishReason, MemoryTable, Numa, SamplingParams, device::cuda,
+};
 use std::{
     collections::BTreeMap,
+    ops::ControlFlow,
     path::Path,
     process::Command,
     sync::{Arc, OnceLock},
@@ -20,6 +23,7 @@ use std::{
 const VOCAB: u64 = 300;
 const MAX_LOGITS: u64 = 8;
 const BLOCK_BYTES: u64 = 16;
+const WEIGHTS: &str = "weights/model.safetensors";
 
 /// The toy kernels as a shared object, compiled once.
 fn object_code() -> Vec<u8> {
@@ -220,6 +224,67 @@ fn the_memory_table_states_what_was_taken() {
     assert_eq!((memory.kv_bytes_per_token, memory.num_blocks, memory.block_size), (16, 50, 4));
     assert_eq!((engine.threads(), engine.max_model_len(), engine.tokenizer().is_none()), (2, 40, true));
     assert_eq!(load(EngineOptions::default()).unwrap().memory().num_blocks, 6 * 10);
+}
+
+/// The toy with its bias between weights of some pages, which are in the artifact where `embedded`.
+fn large_toy(embedded: bool) -> Artifact {
+    const FILLER: u64 = 10_000;
+    let (mut plan, mut manifest) = (plan(["store", "head", "stats"]), manifest());
+    for name in ["before", "behind"] {
+        manifest.tensors.insert(name.into(), vec![FILLER]);
+        let recipe = Recipe::Tensor(name.into());
+        plan.weights.push(Weight { name: name.into(), dtype: DType::F32, shape: vec![FILLER], recipe });
+    }
+    plan.weights.swap(0, 1);
+    for arg in plan.launches.iter_mut().flat_map(|launch| &mut launch.args) {
+        if let Arg::Weight(i) = arg {
+            *i = 1;
+        }
+    }
+    if embedded {
+        manifest.weights = Weights::Embed { files: vec![WEIGHTS.into()] };
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.here.rvllm");
+    let entries = [
+        ("plans/here.json".to_string(), serde_json::to_vec(&plan).unwrap()),
+        ("kernels/here.so".to_string(), object_code()),
+    ];
+    let mut writer = Writer::create(&path, &manifest, &entries).unwrap();
+    if embedded {
+        let source = DummySource::new(3, DType::F32, manifest.tensors.clone()).unwrap();
+        writer
+            .weights(WEIGHTS, &plan.weights.iter().collect::<Vec<_>>(), &source, 1, &mut |_| ControlFlow::Continue(()))
+            .unwrap();
+    }
+    writer.finish().unwrap();
+    Artifact::open(&path).unwrap()
+}
+
+/// Of two nodes this machine has one at least; where it lets no one choose, weights stay where they are.
+#[test]
+fn weights_on_several_nodes_give_the_same_answers_and_are_counted() {
+    let ids = [0, 1, 2];
+    for embedded in [true, false] {
+        let artifact = large_toy(embedded);
+        let load = |numa, threads| {
+            let options = EngineOptions { numa, threads: Some(threads), ..EngineOptions::default() };
+            Engine::load(&artifact, options).unwrap()
+        };
+        let mut off = load(Numa::Off, 2);
+        let (expected, memory) = (run(&mut off, &ids), off.memory().clone());
+        assert_eq!(memory.weights_resident_bytes == 0, embedded);
+        for nodes in [vec![0, 1], vec![1, 0], vec![0, 1, 1]] {
+            let mut placed = load(Numa::Nodes(nodes.clone()), nodes.len());
+            assert_eq!(run(&mut placed, &ids), expected, "{nodes:?}");
+            let counted = placed.memory().clone();
+            let there = counted.weights_resident_bytes;
+            assert!(there >= memory.weights_bytes || there == memory.weights_resident_bytes, "{there}");
+            assert_eq!(MemoryTable { weights_resident_bytes: memory.weights_resident_bytes, ..counted }, memory);
+        }
+        let one = load(Numa::Nodes(vec![0, 0]), 2);
+        assert_eq!(one.memory(), &memory);
+    }
 }
 
 #[test]

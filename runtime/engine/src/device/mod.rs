@@ -5,9 +5,13 @@ mod cpu;
 pub mod cuda;
 mod layout;
 mod map;
+mod nodes;
+mod placement;
 
 pub use affinity::{available_cores, physical_cores};
 pub use cpu::{CpuDevice, CpuSize};
+pub use nodes::{Node, Numa};
+pub(crate) use placement::place;
 
 use crate::{block_pool::BlockId, step::Step, team::Team};
 use rvllm_artifact::plan::{Arg, Input};
