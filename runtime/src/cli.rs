@@ -391,6 +391,10 @@ pub struct Engine {
     /// Threads of the CPU device, and of loading [default: one per core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Where weights lie on a CPU with several memory nodes: auto is on the nodes of the threads that read them, off is
+    /// where the system puts them
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub numa: Numa,
     /// Most sequences that run at a time [default: what the artifact allows]
     #[arg(long, value_name = "N")]
     pub max_num_seqs: Option<u32>,
@@ -434,6 +438,25 @@ pub struct Engine {
     /// Of requests that bring none: the flag is among those of sampling, and only a server gives it to the engine
     #[arg(skip)]
     pub seed: Option<i64>,
+}
+
+/// Where weights lie on a CPU with several memory nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Numa {
+    /// On the nodes of the threads that read them.
+    #[default]
+    Auto,
+    /// Where the system puts them.
+    Off,
+}
+
+impl From<Numa> for rvllm_engine::Numa {
+    fn from(numa: Numa) -> Self {
+        match numa {
+            Numa::Auto => Self::Auto,
+            Numa::Off => Self::Off,
+        }
+    }
 }
 
 /// In which order requests are served.
@@ -649,6 +672,19 @@ mod tests {
             assert_eq!(read(path.to_str().unwrap()), Ok(Some(b"{}".to_vec())));
         }
         assert!(read("/no/where").unwrap_err().contains("neither auto nor vllm"));
+    }
+
+    #[test]
+    fn weights_are_placed_unless_numa_is_off() {
+        for (flags, numa) in [("run m", Numa::Auto), ("run m --numa auto", Numa::Auto), ("run m --numa=off", Numa::Off)]
+        {
+            let Ok(Command::Run(read)) = Cli::try_parse_from(format!("rvllm {flags}").split(' ')).map(|c| c.command)
+            else {
+                panic!("{flags}")
+            };
+            assert_eq!(read.engine.numa, numa, "{flags}");
+        }
+        assert!(Cli::try_parse_from(["rvllm", "serve", "m", "--numa", "distribute"]).is_err());
     }
 
     #[test]

@@ -94,6 +94,7 @@ fn engine_options(options: &cli::Engine) -> EngineOptions {
         device: options.device,
         enforce_eager: options.enforce_eager,
         threads: options.threads,
+        numa: options.numa.into(),
         max_num_seqs: options.max_num_seqs,
         max_num_batched_tokens: options.max_num_batched_tokens,
         max_model_len: options.longest(),
