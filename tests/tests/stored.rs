@@ -114,11 +114,16 @@ fn e4m3_is_kept_for_hopper_and_widened_for_cpus() -> Result<()> {
         o.quantize = Some(QuantizeChoice::Fp8);
     })?;
     same_values("E4m3", &compile(dir.path(), hopper)?, &fp8)?;
-    let widened = compile(dir.path(), |_| ())?;
-    ensure!(weights(&widened, &[".values"])?.is_empty(), "CPUs multiply with no e4m3");
+    widened_on_cpus("E4m3", dir.path())
+}
+
+/// On a CPU the numbers that e4m3 values stand for are multiplied with, and are near those before.
+fn widened_on_cpus(what: &str, model: &Path) -> Result<()> {
+    let widened = compile(model, |_| ())?;
+    ensure!(weights(&widened, &[".values"])?.is_empty(), "{what}: CPUs multiply with no e4m3");
     let (ours, plain) = (perplexity(&widened)?, perplexity(&compile(&demo(), |_| ())?)?);
-    println!("E4m3: perplexity {ours:.4}, {plain:.4} before it was quantised");
-    ensure!((ours / plain - 1.0).abs() < NEAR, "perplexity {ours}, {plain} before it was quantised");
+    println!("{what}: perplexity {ours:.4}, {plain:.4} before it was quantised");
+    ensure!((ours / plain - 1.0).abs() < NEAR, "{what}: perplexity {ours}, {plain} before it was quantised");
     Ok(())
 }
 
@@ -135,12 +140,7 @@ fn blocks_of_e4m3_are_kept_for_hopper_and_widened_for_cpus() -> Result<()> {
     let products = plan.kernels.iter().filter(|k| k.symbol.starts_with("gemm_")).map(|k| k.symbol.as_str());
     let products: Vec<&str> = products.filter(|name| !name.starts_with("gemm_bf16_l")).collect();
     ensure!(products.iter().all(|name| name.starts_with("gemm_f8e4m3g128_f32_")), "{products:?}");
-    let widened = compile(dir.path(), |_| ())?;
-    ensure!(weights(&widened, &[".values"])?.is_empty(), "CPUs multiply with no e4m3");
-    let (ours, plain) = (perplexity(&widened)?, perplexity(&compile(&demo(), |_| ())?)?);
-    println!("Fp8Blocks: perplexity {ours:.4}, {plain:.4} before it was quantised");
-    ensure!((ours / plain - 1.0).abs() < NEAR, "perplexity {ours}, {plain} before it was quantised");
-    Ok(())
+    widened_on_cpus("Fp8Blocks", dir.path())
 }
 
 /// Every block's scale and values are in the layers' weights of `ours` as often as `file` has them.

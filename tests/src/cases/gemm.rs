@@ -153,8 +153,8 @@ pub fn quantized(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
 const PACKED: [Shape; 6] =
     [(96, 128, PLAIN), (70, 96, BIAS), (33, 160, GATED), (256, 768, RESIDUAL), (136, 416, GATED), (8456, 64, PLAIN)];
 /// How such weights come: columns that share a scale, the scale's element type, whether there are zeros.
-const PACKED_GROUPS: [(usize, DType, bool); 3] =
-    [(32, DType::F16, false), (64, DType::Bf16, false), (128, DType::F16, true)];
+const PACKED_GROUPS: [(usize, DType, bool); 4] =
+    [(32, DType::F16, false), (32, DType::F16, true), (64, DType::Bf16, false), (128, DType::F16, true)];
 
 /// The kernels of every schedule row for weights of 4 bits alone, problem by problem.
 pub fn packed(target: &Target) -> Vec<Vec<Kernel>> {
@@ -163,7 +163,7 @@ pub fn packed(target: &Target) -> Vec<Vec<Kernel>> {
         for (i, shape) in PACKED.iter().enumerate().filter(|(_, (_, k, _))| k.is_multiple_of(group)) {
             let scales = MemLayout::Fragments { k: (64 / group).max(1) };
             let how = Quantized { weight: DType::U4, group: Some(group), scales, scale, zeros, weight_only: true };
-            let name = |j| format!("gemm_u4g{group}_{i}_{j}");
+            let name = |j| format!("gemm_u4g{group}{}_{i}_{j}", if zeros { "z" } else { "" });
             let named = |(j, row): (usize, &&GemmRow)| gemm(&name(j), &quantized_spec(target, how, *shape, row));
             all.push(rows(target, DType::U4, shape).iter().enumerate().map(named).collect());
         }
@@ -171,7 +171,7 @@ pub fn packed(target: &Target) -> Vec<Vec<Kernel>> {
     all
 }
 
-/// The launch of `t` tokens with values in all of their range, and scales that keep results small.
+/// The launch of `t` tokens with values in all of their range, zeros between them, and scales that keep results small.
 pub fn packed_launch(kernel: &Kernel, t: usize) -> Launch {
     let launch = launch(kernel, t);
     let set = |launch: Launch, name: &str, of: &dyn Fn(f32, DType) -> f32| match kernel
@@ -186,7 +186,7 @@ pub fn packed_launch(kernel: &Kernel, t: usize) -> Launch {
         }
     };
     let any = |x: f32, _| (x * 7.5 + 7.5).round();
-    let launch = set(set(launch, "weight", &any), "weight_zero", &any);
+    let launch = set(set(launch, "weight", &any), "weight_zero", &|x, dtype| dtype.round(x * 7.5 + 7.5));
     set(launch, "weight_scale", &|x, dtype| dtype.round(x / 16.0))
 }
 

@@ -85,9 +85,8 @@ impl Tensor {
 
 /// A part of a block of an encoding that is given out.
 fn block_part(encoding: Encoding, part: Part, block: &[u8], out: &mut Vec<u8>) {
-    let (Some(Stored { values: dtype, zeros, .. }), apart) = (encoding.stored(), encoding.take_apart(block)) else {
-        return;
-    };
+    let Some(Stored { values: dtype, zeros, .. }) = encoding.stored() else { return };
+    let apart = encoding.take_apart(block);
     let shift = if zeros { 0 } else { (1u8 << (dtype.bits() - 1)) - encoding.middle() };
     let values = &apart.values[..encoding.block() as usize];
     for (run, values) in apart.runs.iter().zip(values.chunks_exact(encoding.run())) {
@@ -120,6 +119,31 @@ impl Made {
         match zero.is_finite() {
             true => Made { scale, zero, constant: false },
             false => Made { scale: f16::from_f32(run.offset), zero: f16::NEG_ONE, constant: true },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_without_a_scale_is_its_offset() {
+        let offset = f16::from_f32(-0.75);
+        for scale in [0.0, 1e-7] {
+            let mut block = vec![];
+            block.extend(f16::from_f32(scale).to_le_bytes());
+            block.extend(offset.to_le_bytes());
+            block.extend([0x5a; 16]);
+            let part = |part| {
+                let mut made = vec![];
+                block_part(Encoding::Q4_1, part, &block, &mut made);
+                made
+            };
+            assert_eq!(part(Part::Values), [0; 16]);
+            let [scale, zero] =
+                [Part::Scales, Part::Zeros].map(|p| f16::from_le_bytes(part(p).try_into().unwrap()).to_f32());
+            assert_eq!((0.0 - zero) * scale, offset.to_f32());
         }
     }
 }

@@ -159,25 +159,3 @@ fn scales_of_two_factors_and_offsets_are_rounded_once() {
         }
     }
 }
-
-#[test]
-fn a_run_without_a_scale_is_its_offset() {
-    let mut file = blocks();
-    let gguf = Gguf::read("blocks.gguf", &file).unwrap();
-    let all = gguf.bytes(&file, "Q4_1.numbers", 0..4).unwrap().into_owned();
-    let d = part(&gguf, &file, "Q4_1", ".scales")[..2].to_vec();
-    // the tensor's first block: its scale, then its offset
-    let start = file.windows(2).enumerate().position(|(at, bytes)| {
-        at >= gguf.header_bytes() && bytes == d && {
-            let mut changed = file.clone();
-            changed[at..at + 2].fill(0);
-            gguf.bytes(&changed, "Q4_1.stored", 0..4).unwrap().as_ref() != all
-        }
-    });
-    let start = start.unwrap();
-    file[start..start + 2].fill(0);
-    let offset = half::f16::from_le_bytes([file[start + 2], file[start + 3]]).to_f32();
-    assert_eq!(made(&gguf, &file, "Q4_1")[..32], [offset; 32]);
-    let value = gguf.bytes(&file, "Q4_1.stored", 0..4).unwrap();
-    assert_eq!(f32::from_le_bytes(value[..4].try_into().unwrap()), offset);
-}
