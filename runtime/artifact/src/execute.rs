@@ -21,6 +21,8 @@ use std::{
 
 /// Bytes that a thread makes at a time.
 const JOB_BYTES: u64 = 1 << 20;
+/// Times that a search for scales reads a number, about.
+const READS_OF_SEARCH: u64 = 16;
 
 /// Type and shape of what a recipe makes.
 ///
@@ -310,9 +312,11 @@ impl<'a> Rows<'a> {
         Ok(out)
     }
 
-    /// Bytes of a row, or of what it is made of where those are more: a row's scale is made of all its numbers.
+    /// Bytes of a row, or of what it is made of where those are more: a row's scale is made of all its numbers, and where scales
+    /// are searched for, these are read many times.
     fn made_for_row(&self) -> u64 {
         let of = match &self.node {
+            Node::Quantize { scheme, of, .. } if scheme.searches() => of.made_for_row().saturating_mul(READS_OF_SEARCH),
             Node::Tensor { .. } | Node::RopeTable { .. } => 0,
             Node::Concat(parts) => parts.iter().map(Rows::made_for_row).max().unwrap_or(0),
             Node::Quantize { of, .. }

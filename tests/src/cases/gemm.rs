@@ -5,7 +5,7 @@ use crate::launch::{Launch, Symbols};
 use rvllm_ir::{
     DType, Sym,
     graph::Epilogue,
-    tile::{Kernel, MemLayout},
+    tile::{Kernel, MemLayout, Param},
 };
 use rvllm_kernels::{Gemm, Quantized, gemm};
 use rvllm_targets::{GemmRow, Target};
@@ -149,9 +149,17 @@ pub fn quantized(target: &Target, dtype: DType) -> Vec<Vec<Kernel>> {
     shapes.iter().enumerate().map(variants).collect()
 }
 
-/// Shapes of products with weights of 4 bits alone: K of whole and half lines, columns of whole and half tiles, tails of both.
-const PACKED: [Shape; 6] =
-    [(96, 128, PLAIN), (70, 96, BIAS), (33, 160, GATED), (256, 768, RESIDUAL), (136, 416, GATED), (8456, 64, PLAIN)];
+/// Shapes of products with weights of 4 bits alone: K of whole and half lines, columns of whole and half tiles, tails of both;
+/// sums with halves on a GPU, of an odd number of lines.
+const PACKED: [Shape; 7] = [
+    (96, 128, PLAIN),
+    (70, 96, BIAS),
+    (33, 160, GATED),
+    (256, 768, RESIDUAL),
+    (136, 416, GATED),
+    (8456, 64, PLAIN),
+    (200, 4224, RESIDUAL),
+];
 /// How such weights come: columns that share a scale, the scale's element type, whether there are zeros.
 const PACKED_GROUPS: [(usize, DType, bool); 4] =
     [(32, DType::F16, false), (32, DType::F16, true), (64, DType::Bf16, false), (128, DType::F16, true)];
@@ -351,8 +359,9 @@ const PACKED_ROWS: [usize; 5] = [1, 7, 33, 130, 270];
 fn packed_cases(target: &Target) -> Vec<Case> {
     let mut cases = vec![];
     for kernels in packed(target) {
-        let columns = kernels[0].params.last().and_then(|c| c.ty.last()).unwrap_or(0);
-        for t in PACKED_ROWS.into_iter().filter(|t| columns < 1000 || *t == 7) {
+        let columns = |p: Option<&Param>| p.and_then(|p| p.ty.last()).unwrap_or(0);
+        let [k, n] = [kernels[0].params.first(), kernels[0].params.last()].map(columns);
+        for t in PACKED_ROWS.into_iter().filter(|t| n.max(k) < 1000 || *t == 7 || (n < 1000 && *t == 130)) {
             let first = packed_launch(&kernels[0], t);
             cases.extend(kernels.iter().map(|kernel| Case {
                 launch: first.with(kernel),

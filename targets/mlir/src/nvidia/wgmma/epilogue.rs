@@ -63,7 +63,12 @@ impl Lower<'_> {
     /// The sums of a narrow pair, by matrix.
     pub(super) fn narrow_sums(&mut self, (t, r): (usize, usize), sums: Ssa) -> Vec<Ssa> {
         let matrices = self.product.matrices();
-        (0..matrices).map(|g| self.two(sums, 4 * t + 2 * if matrices == 1 { r } else { g })).collect()
+        let sum = |g| {
+            let first = 4 * t + 2 * if matrices == 1 { r } else { g };
+            let pair = self.two(sums, first);
+            self.with_first_half(pair, 0, first)
+        };
+        (0..matrices).map(sum).collect()
     }
 
     /// The sums of a wide pair of the eight columns `j` of a tile and rows `r` (upper or lower eight of 16) of a block, by matrix.

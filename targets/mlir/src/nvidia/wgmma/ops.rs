@@ -360,6 +360,13 @@ impl Writer {
         self.assembly(&text, &constraints, &args, n)
     }
 
+    /// `bits & mask | ones` as one instruction, which the assembler does not make of two with constants.
+    pub(super) fn select_or(&mut self, bits: Ssa, mask: Ssa, ones: i64) -> Ssa {
+        let constraints = ["=r", "r", "r"].map(str::to_string);
+        let text = format!("lop3.b32 $0, $1, $2, {ones}, 0xEA;");
+        self.assembly(&text, &constraints, &[bits, mask], 1)[0]
+    }
+
     /// Inline assembly with `outputs` results of the first argument's type.
     fn assembly(&mut self, text: &str, constraints: &[String], args: &[Ssa], outputs: usize) -> Vec<Ssa> {
         let of = args[0].ty;

@@ -23,6 +23,8 @@ const THREAD_BYTES: usize = PIECE_BYTES / WARPGROUP;
 const DEPTH_BYTES: usize = 32;
 /// Instructions of a line.
 const SLICES: usize = LINE_BYTES / DEPTH_BYTES;
+/// What numbers of bf16 are made times: 2⁻³³. Sums of their products are f32, whose powers of two have room for that.
+const SMALLER: f32 = f32::from_bits((127 - 33) << 23);
 /// Rows of the result from which on neighbouring CTAs read the same weights again.
 const REREAD: usize = 128;
 
@@ -188,6 +190,7 @@ impl Lower<'_> {
     pub(super) fn load_packed(&mut self, column: Ssa, stage: Ssa, step: Ssa) {
         let (full, values_at) = (self.full(stage), self.weights_at(stage));
         let Packed { groups, lines, each } = self.packed_form().clone();
+        let step = self.step_of_all(step);
         let of_scales = self.w.over(step, self.packed_form().sharing());
         let row = self.w.times(column, self.product.matrices());
         let first = self.w.over(row, FRAGMENT_ROWS);
@@ -256,7 +259,12 @@ impl Lower<'_> {
         let yields: Vec<Ssa> = self.next_stage(stage, parity).into_iter().chain([stage]).chain(sums).collect();
         let mut results = self.w.end_loop(open, &yields);
         self.w.await_groups(0);
+        if self.form.halves && self.form.ctas == 1 {
+            // the sums of the other half come from the same ring
+            self.release(results[2]);
+        }
         let sums = self.w.pinned(&results.split_off(3));
+        let sums = self.as_meant(sums);
         let sums = self.w.structure(&sums);
         (results, vec![sums])
     }
@@ -328,73 +336,127 @@ impl Lower<'_> {
         let groups = self.packed_form().groups;
         let scales = self.each_of_words(groups.scales, part.scales[piece], line);
         let zeros = groups.zeros.map(|zeros| self.each_of_words(zeros, part.zeros[piece], line));
-        let mut numbers = vec![];
-        for word in 0..2 {
-            let values = self.w.extract(words, word);
-            let zero = zeros.as_ref().map(|zeros| zeros[word]);
-            numbers.extend((0..4).map(|pair| self.pair_numbers(values, pair, scales[word], zero)));
-        }
-        numbers
+        let recipe = self.recipe(scales, zeros);
+        (0..2).flat_map(|word| self.word_numbers(words, word, &recipe)).collect()
     }
 
-    /// What the groups of a line have one of, for each of a thread's two words: in both halves of a register.
-    fn each_of_words(&mut self, tensor: usize, at: Ssa, line: usize) -> [Ssa; 2] {
+    /// What the groups of a line have one of, for each of a thread's two words.
+    fn each_of_words(&mut self, tensor: usize, at: Ssa, line: usize) -> Ssa {
         let (groups, dtype) = (self.packed_form().groups, self.product.param(tensor).ty.dtype);
         let bytes = groups.adjacent() * dtype.bits() / 8;
         let run = line * FRAGMENT_COLUMNS / (groups.columns * groups.adjacent());
         let at = self.w.offset(at, (run * FRAGMENT_ROWS * bytes) as i64);
-        let elem = match dtype {
+        let from = match dtype {
             DType::F16 => Elem::F16,
             DType::Bf16 => Elem::Bf16,
             _ => Elem::F32,
         };
-        if groups.adjacent() == 1 {
-            let one = self.w.load(at, Ty::Scalar(elem), bytes);
-            return [self.both_halves(one); 2];
+        let ty = if groups.adjacent() == 1 { Ty::Scalar(from) } else { Ty::Vector(2, from) };
+        let mut each = self.w.load(at, ty, bytes);
+        let elem = self.elem();
+        if from != elem {
+            each = self.w.convert("arith.extf", each, ty.with(Elem::F32));
+            each = self.w.convert("arith.truncf", each, ty.with(elem));
         }
-        let all = self.w.load(at, Ty::Vector(groups.adjacent(), elem), bytes);
-        [0, 1].map(|word| {
-            let one = self.w.extract(all, word * groups.adjacent() / 2);
-            self.both_halves(one)
-        })
+        if groups.adjacent() == 1 { self.w.splat(each, 2) } else { each }
     }
 
     fn elem(&self) -> Elem {
         if self.product.param(self.product.a).ty.dtype == DType::F16 { Elem::F16 } else { Elem::Bf16 }
     }
 
-    fn both_halves(&mut self, one: Ssa) -> Ssa {
-        let (wide, to) = (Ty::Scalar(Elem::F32), Ty::Scalar(self.elem()));
-        let one = match one.ty == to {
-            true => one,
-            false => {
-                let one = self.w.convert("arith.extf", one, wide);
-                self.w.convert("arith.truncf", one, to)
+    /// How values of a group become numbers.
+    ///
+    /// bf16: the last eight bits count its smallest numbers, 2⁻¹³³, so that a value in them is a number already; one fma with
+    /// 2¹⁰⁰ scales gives what is wanted 2⁻³³ times. f16 has no room for that: values or-ed into the last bits of 1024 are that
+    /// plus the value.
+    fn recipe(&mut self, scale: Ssa, zero: Option<Ssa>) -> Recipe {
+        let middle = self.packed_form().groups.middle;
+        if self.elem() == Elem::F16 {
+            return Recipe {
+                power: Some(0x6400),
+                factors: [self.twice(0x3c00), self.twice(0x2c00)],
+                // -1024 and -64, whose last bits are ones and sixteenths
+                addends: [self.twice(0xe400 | middle), self.twice(0xd400 | middle << 4)],
+                zero,
+                scale: Some(scale),
+            };
+        }
+        // 2^100 and 2^96
+        let large = [self.twice(0x7180), self.twice(0x6f80)];
+        if zero.is_none() && (middle == 0 || middle.count_ones() == 1) {
+            let factors = large.map(|by| self.w.binary("arith.mulf", scale, by));
+            let least = self.twice(0x8000 | middle);
+            let addend = self.w.binary("arith.mulf", factors[0], least);
+            return Recipe { power: None, factors, addends: [addend; 2], zero: None, scale: None };
+        }
+        let addend = match zero {
+            Some(zero) => {
+                // -2^-33
+                let small = self.twice(0xaf00);
+                self.w.binary("arith.mulf", zero, small)
+            }
+            None => {
+                let least = self.twice(0x8000 | middle);
+                self.w.binary("arith.mulf", large[0], least)
             }
         };
-        self.w.splat(one, 2)
+        Recipe { power: None, factors: large, addends: [addend; 2], zero: None, scale: Some(scale) }
     }
 
-    /// Two values as numbers. Or-ed into the last bits of a power of two they are that plus the value.
-    fn pair_numbers(&mut self, word: Ssa, pair: usize, scale: Ssa, zero: Option<Ssa>) -> Ssa {
-        let ty = Ty::Vector(2, self.elem());
-        // 1024 and 128
-        let power = if self.elem() == Elem::F16 { 0x6400 } else { 0x4300 };
-        let twice = |half: i64| half << 16 | half;
-        let shift = self.w.i32(4 * pair);
-        let bits = if pair == 0 { word } else { self.w.binary("arith.shrui", word, shift) };
-        let (mask, power_bits) = (self.w.ints(I32, twice(0xf)), self.w.ints(I32, twice(power)));
-        let bits = self.w.binary("arith.andi", bits, mask);
-        let bits = self.w.binary("arith.ori", bits, power_bits);
-        let sum = self.w.op(ty, format_args!("llvm.bitcast {bits} : i32 to {ty}"));
-        let middle = power + self.packed_form().groups.middle;
-        let middle = self.w.ints(I32, twice(middle));
-        let middle = self.w.op(ty, format_args!("llvm.bitcast {middle} : i32 to {ty}"));
-        let mut number = self.w.binary("arith.subf", sum, middle);
-        if let Some(zero) = zero {
-            number = self.w.binary("arith.subf", number, zero);
-        }
-        let number = self.w.binary("arith.mulf", number, scale);
-        self.w.op(I32, format_args!("llvm.bitcast {number} : {ty} to i32"))
+    /// These bits in both halves of a register.
+    fn twice(&mut self, half: i64) -> Ssa {
+        let bits = self.w.ints(I32, half << 16 | half);
+        self.w.retype(bits, Ty::Vector(2, self.elem()))
     }
+
+    /// The numbers of a word's values, by pairs that are sixteen bits apart.
+    fn word_numbers(&mut self, words: Ssa, word: usize, recipe: &Recipe) -> Vec<Ssa> {
+        let ty = Ty::Vector(2, self.elem());
+        let values = self.w.extract(words, word);
+        let mut of_word = |v: Ssa| self.w.shuffle(v, v, &[word, word]);
+        let (factors, addends) = (recipe.factors.map(&mut of_word), recipe.addends.map(&mut of_word));
+        let (zero, scale) = (recipe.zero.map(&mut of_word), recipe.scale.map(&mut of_word));
+        let mut numbers = vec![];
+        for pair in 0..4 {
+            let shift = self.w.i32(8 * (pair / 2));
+            let bits = if pair < 2 { values } else { self.w.binary("arith.shrui", values, shift) };
+            // four bits up a value is sixteen times as much
+            let high = pair % 2;
+            let mask = self.w.ints(I32, 0x000f_000f << (4 * high));
+            let bits = match recipe.power {
+                Some(power) => self.w.select_or(bits, mask, power << 16 | power),
+                None => self.w.binary("arith.andi", bits, mask),
+            };
+            let value = self.w.retype(bits, ty);
+            let mut number = self.w.fma(value, factors[high], addends[high]);
+            if let Some(zero) = zero {
+                number = self.w.binary("arith.subf", number, zero);
+            }
+            if let Some(scale) = scale {
+                number = self.w.binary("arith.mulf", number, scale);
+            }
+            numbers.push(self.w.retype(number, I32));
+        }
+        numbers
+    }
+
+    /// Sums of numbers as they were made, as they are meant.
+    fn as_meant(&mut self, sums: Vec<Ssa>) -> Vec<Ssa> {
+        if self.elem() == Elem::F16 {
+            return sums;
+        }
+        let by = self.w.floats(Ty::Scalar(Elem::F32), SMALLER.recip());
+        sums.into_iter().map(|sum| self.w.binary("arith.mulf", sum, by)).collect()
+    }
+}
+
+/// How values of a thread's two words become numbers: `((bits | power) × factor + addend - zero) × scale`, with a factor and an
+/// addend for values in the last four bits of a half, and for those above them. Vectors have an element a word.
+struct Recipe {
+    power: Option<i64>,
+    factors: [Ssa; 2],
+    addends: [Ssa; 2],
+    zero: Option<Ssa>,
+    scale: Option<Ssa>,
 }

@@ -127,13 +127,18 @@ impl Lower<'_> {
 
     /// The first line of a stage.
     fn line_of(&mut self, step: Ssa) -> Ssa {
-        let line = self.w.times(step, self.form.lines);
+        let step = self.step_of_all(step);
+        self.w.times(step, self.form.lines)
+    }
+
+    /// A step of this CTA among those of all that share its tile.
+    pub(super) fn step_of_all(&mut self, step: Ssa) -> Ssa {
         if self.form.ctas == 1 {
-            return line;
+            return step;
         }
         let rank = self.rank();
-        let before = self.w.times(rank, self.form.steps * self.form.lines);
-        self.w.sum(line, before)
+        let before = self.w.times(rank, self.form.steps);
+        self.w.sum(step, before)
     }
 
     fn load_weights(&mut self, [_, column]: Origin, stage: Ssa, step: Ssa) {

@@ -12,6 +12,9 @@ use rvllm_ir::types::DType;
 const COLUMNS: usize = M * MULTIPROCESSORS as usize / 2;
 /// Columns of K from which on halves are worth adding.
 const DEPTH: usize = 8192;
+/// The same of weights of 4 bits: whoever multiplies makes numbers of them first, so that it is warps there must be more of.
+const PACKED_COLUMNS: usize = 2 * COLUMNS;
+const PACKED_DEPTH: usize = 2048;
 /// Rows and columns up to which CTAs share a tile: more are enough work for one.
 const SHARED: usize = 128;
 /// Sums of a thread up to which those of the first half stay in registers beside those of the second.
@@ -22,9 +25,10 @@ const BYTES: usize = 4;
 
 /// Whether the sums of a product have halves.
 pub(super) fn has_halves(p: &Product<'_>) -> bool {
-    let numbers = matches!(p.param(p.a).ty.dtype, DType::Bf16 | DType::F16) && p.groups.is_none();
-    let deep = p.depth.is_multiple_of(2) && p.depth * p.line >= DEPTH;
-    numbers && deep && p.matrices() == 1 && p.columns() <= COLUMNS
+    let numbers = matches!(p.param(p.a).ty.dtype, DType::Bf16 | DType::F16);
+    let (columns, depth) = if p.groups.is_some() { (PACKED_COLUMNS, PACKED_DEPTH) } else { (COLUMNS, DEPTH) };
+    let deep = p.depth.is_multiple_of(2) && p.depth * p.line >= depth;
+    numbers && deep && p.matrices() == 1 && p.columns() <= columns
 }
 
 /// CTAs that share a tile of such a product.
@@ -58,9 +62,11 @@ impl Lower<'_> {
         if !self.form.halves || self.form.ctas > 1 {
             return self.sum(ring, steps);
         }
-        let half = self.w.i32(self.form.steps / 2);
-        let some = self.w.binary("arith.minui", steps, half);
-        let rest = self.w.binary("arith.subi", steps, some);
+        // of a tile without rows the second sum has one stage: none would make the assembler wait for every product
+        let all = self.w.is("eq", steps, self.form.steps);
+        let (half, one) = (self.w.i32(self.form.steps / 2), self.w.i32(1));
+        let rest = self.w.select(all, half, one);
+        let some = self.w.binary("arith.subi", steps, rest);
         let (ring, first) = self.sum(ring, some);
         let first = self.put_by(first);
         let (ring, second) = self.sum([ring[0], ring[1]], rest);
