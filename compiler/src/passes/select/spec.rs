@@ -15,9 +15,9 @@ use rvllm_kernels::{
 };
 use rvllm_targets::{GemmRow, Target};
 
-/// Runs of logits that a CTA of `logit_stats` looks at together on a GPU (8 elements for each of 512 threads), and parts of a
+/// Runs of logits that a CTA of `logit_stats` looks at together on a GPU (16 elements for each of 512 threads), and parts of a
 /// row, each a CTA's: one alone reads half a megabyte in 20 µs. For more of them 256 rows take longer.
-const ROW_ON_GPU: [usize; 2] = [16, 4];
+const ROW_ON_GPU: [usize; 2] = [32, 4];
 /// Blocks that attention's loads run ahead: the next block's keys arrive while this one's are multiplied.
 const ATTENTION_STAGES: usize = 2;
 

@@ -51,8 +51,15 @@ use tile::Tile;
 /// Warps of a CTA that multiplies matrices.
 const MMA_WARPS: usize = 4;
 
-/// Elements that a thread aims at in kernels of elementwise work: 16 bytes of a 16-bit type.
-const ELEMENTS_PER_THREAD: usize = 8;
+/// Elements of a thread in kernels of elementwise work: a load of 16 bytes of a 16-bit type, two where [`MANY_THREADS`] remain. What
+/// each thread does once a row (its address, the sum across threads) is shared by as many.
+const ELEMENTS_PER_THREAD: [usize; 2] = [8, 16];
+
+/// Threads that hide each other's waits; CTAs of as many are bounded in registers so that several fit a multiprocessor.
+const MANY_THREADS: usize = 256;
+
+/// Registers of a thread in such kernels.
+const REGISTERS: usize = 48;
 
 /// What a tile IR value became.
 #[derive(Clone, Debug)]
@@ -159,7 +166,7 @@ fn lower_by_warps(kernel: &Kernel, target: &Target) -> Result<(Lowered, usize), 
     lower.begin(step);
     lower.programs()?;
     let (bytes, cluster) = (lower.shared.bytes(), lower.cluster);
-    let head = signature(kernel, &lower.pointers, step, &[], [threads, cluster, 1]);
+    let head = signature(kernel, &lower.pointers, step, &[], [threads, cluster, residents(kernel, target, threads)]);
     let launch = GpuLaunch {
         threads: threads as u32,
         shared_bytes: bytes as u32,
@@ -209,7 +216,18 @@ fn threads(kernel: &Kernel) -> usize {
         Type::Index => 1,
     };
     let widest: usize = kernel.vals.iter().map(elements).max().unwrap_or(1);
-    (widest / ELEMENTS_PER_THREAD).next_power_of_two().clamp(64, 1024)
+    let [few, many] = ELEMENTS_PER_THREAD.map(|elements| widest / elements);
+    many.max(few.min(MANY_THREADS)).next_power_of_two().clamp(64, 1024)
+}
+
+/// CTAs that a multiprocessor is to hold. Those of elementwise work wait for memory, so that bytes under way are what counts:
+/// threads have registers for no more than their elements. Small CTAs do more a thread and keep theirs.
+fn residents(kernel: &Kernel, target: &Target, threads: usize) -> usize {
+    let multiplies = any(&kernel.body, &|s| matches!(s.inst, Inst::Mma { .. }));
+    match &target.gpu {
+        Some(gpu) if threads >= MANY_THREADS && !multiplies => (gpu.registers as usize / REGISTERS / threads).max(1),
+        _ => 1,
+    }
 }
 
 /// Warps that share products: along rows alone where rows are reduced, so that none needs another's columns, and the order
